@@ -1,0 +1,176 @@
+"""Options of every method. A method is one class here and one file of the same name in ``cmapkd/objectives/``.
+
+They live apart from the objectives so that the workflow and the paper can read an experiment without importing torch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, model_validator
+from pydantic import Field as PydanticField
+
+from cmapkd.config.base import Config, Field
+
+
+
+def _safe_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+        raise ValueError("a name becomes a directory: letters, digits, '_', '-' and '.' only, starting with a letter or digit")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_safe_name)]
+VisualLevel = Literal["P2", "P3", "P4", "P5"]
+LanguageLevel = Literal["L1", "L2", "L3", "L4"]
+VISUAL_LEVELS: tuple[VisualLevel, ...] = ("P2", "P3", "P4", "P5")
+LANGUAGE_LEVELS: tuple[LanguageLevel, ...] = ("L1", "L2", "L3", "L4")
+Policy = Literal["uniform", "manual", "alsn"]
+Group = Literal["student", "pyramid", "alsn", "heads"]
+
+
+class StageConfig(Config):
+    """One stage of a schedule."""
+
+    name: Name = Field(..., description="name of the stage")
+    epochs: float = Field(..., gt=0, unit="epochs", description="passes over the distillation data; a fraction is allowed")
+    lr: float = Field(..., gt=0, description="peak learning rate of every trained group not named in `group_lr`")
+    group_lr: dict[Group, float] = Field({}, description="peak learning rates of single groups")
+    lr_end: float = Field(0.0, ge=0, le=1, unit="share of lr", description="learning rate at the end of the stage's cosine decay")
+    trains: tuple[Group, ...] = Field(("student", "heads"), description="parameter groups that are trained; the rest is frozen")
+    visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="active levels of the visual pyramid")
+    language_levels: tuple[LanguageLevel, ...] = Field(LANGUAGE_LEVELS, description="active levels of the language hierarchy")
+    policy: Policy = Field("uniform", description="how the active levels are weighted")
+
+
+class MethodConfig(Config):
+    """What every run has in common, whatever its method."""
+
+    schedule: str = Field("standard", description="name of one of the experiment's `schedules`")
+    lr_scale: float = Field(1.0, gt=0, description="factor on every learning rate of the schedule (a tuned value per method)")
+
+    uses_teacher: ClassVar[bool] = True
+    uses_pyramid: ClassVar[bool] = False
+
+    def stages(self, schedule: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        """The stages this run goes through, with the run's own differences worked into them."""
+        return tuple(
+            stage.model_copy(
+                update={
+                    "lr": stage.lr * self.lr_scale,
+                    "group_lr": {group: lr * self.lr_scale for group, lr in stage.group_lr.items()},
+                }
+            )
+            for stage in schedule
+        )
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        """The options that bear on one stage, JSON-able: they are part of its address, so what is equal is trained once."""
+        return self.model_dump(mode="json", exclude={"schedule", "lr_scale"})
+
+
+class ScratchConfig(MethodConfig):
+    """CLIP's contrastive loss alone: the student without a teacher."""
+
+    method: Literal["scratch"] = "scratch"
+    uses_teacher: ClassVar[bool] = False
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        return {"method": self.method}
+
+
+class KDConfig(MethodConfig):
+    """Knowledge distillation of the image-text logits (Hinton et al. 2015, in the form of open_clip)."""
+
+    method: Literal["kd"] = "kd"
+    weight: float = Field(1.0, ge=0, description="weight of the distillation term beside the task loss")
+    temperature: float = Field(1.0, gt=0, description="divides the logits of both models; the term is multiplied by its square")
+    teacher_scale: float | None = Field(
+        None, gt=0, description="logit scale applied to the teacher's cosine similarities; null: the teacher's own"
+    )
+
+
+class CMAPKDWeights(Config):
+    """Weights of the loss families (SPEC: 1.0, 0.5, 0.3, 0.1)."""
+
+    intra: float = Field(1.0, ge=0, description="intra-modal feature distillation")
+    align: float = Field(0.5, ge=0, description="cross-modal alignment")
+    relation: float = Field(0.3, ge=0, description="relational distillation")
+    task: float = Field(0.1, ge=0, description="contrastive task loss on the embeddings used at inference")
+
+
+class ALSNConfig(Config):
+    """Adaptive layer-selection network."""
+
+    hidden: tuple[int, int] = Field((512, 256), description="widths of the two hidden layers")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout after the first hidden layer")
+    temperature: float = Field(1.0, gt=0, description="temperature of the softmax over levels (`tau`)")
+    entropy_weight: float = Field(0.1, ge=0, description="weight of the negative entropies of both weight vectors, against collapse")
+
+
+class CMAPKDConfig(MethodConfig):
+    """Adaptive pyramid-based cross-modal knowledge distillation, the method of this project."""
+
+    method: Literal["cmapkd"] = "cmapkd"
+    schedule: str = Field("progressive", description="name of one of the experiment's `schedules`")
+    weights: CMAPKDWeights = Field(CMAPKDWeights(), description="weights of the loss families")
+    beta: float = Field(0.5, ge=0, description="weight of the pyramid alignment beside the single-level contrastive loss")
+    gamma: float = Field(0.3, ge=0, description="weight of the relation between levels beside the relation between samples")
+    temperature: float = Field(0.07, gt=0, description="temperature of the single-level contrastive loss")
+    temperature_kd: float = Field(0.1, gt=0, description="temperature of the level-to-level distributions (`tau_kd`)")
+    alpha: Literal["fixed", "learned"] = Field(
+        "fixed", description="weights of the 16 level pairs: 1 on the diagonal and 0.5 off it, or a learned compatibility"
+    )
+    policy: Policy = Field("alsn", description="weight policy where a stage says `alsn`; `uniform` and `manual` are ablations")
+    manual_weights: tuple[float, float, float, float] = Field(
+        (0.1, 0.2, 0.3, 0.4), description="level weights of the policy `manual`, P2 to P5 and L1 to L4"
+    )
+    visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="levels of the visual pyramid that are used")
+    language_levels: tuple[LanguageLevel, ...] = Field(LANGUAGE_LEVELS, description="levels of the language hierarchy that are used")
+    alsn: ALSNConfig = Field(ALSNConfig(), description="the layer-selection network")
+    teacher_pyramid: Literal["fit", "random"] = Field(
+        "fit", description="the teacher's pyramid: fitted contrastively on its frozen backbone, or random and frozen"
+    )
+
+    uses_pyramid: ClassVar[bool] = True
+
+    def stages(self, schedule: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        """Levels the run lacks are left out of every stage; without ALSN its policy and the stage that trains it alone go too."""
+        result = []
+        for stage in super().stages(schedule):
+            policy = self.policy if stage.policy == "alsn" else stage.policy
+            trains = tuple(group for group in stage.trains if group != "alsn" or policy == "alsn")
+            if not trains:
+                continue
+            result.append(
+                stage.model_copy(
+                    update={
+                        "policy": policy,
+                        "trains": trains,
+                        "group_lr": {group: lr for group, lr in stage.group_lr.items() if group in trains},
+                        "visual_levels": tuple(level for level in stage.visual_levels if level in self.visual_levels),
+                        "language_levels": tuple(level for level in stage.language_levels if level in self.language_levels),
+                    }
+                )
+            )
+        return tuple(result)
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        # Levels and policy are in the stage already; what only another policy reads must not set equal stages apart.
+        excluded = {"schedule", "lr_scale", "policy", "visual_levels", "language_levels", "teacher_pyramid"}
+        excluded |= {"manual_weights"} if stage.policy != "manual" else set()
+        excluded |= {"alsn"} if stage.policy != "alsn" else set()
+        return self.model_dump(mode="json", exclude=excluded)
+
+    @model_validator(mode="after")
+    def _top_levels(self) -> CMAPKDConfig:
+        # The single-level contrastive loss, the sample relation and ALSN's input are defined on P5 and L4.
+        if "P5" not in self.visual_levels or "L4" not in self.language_levels:
+            raise ValueError("visual_levels must hold P5 and language_levels L4: the contrastive and relational terms use them")
+        if abs(sum(self.manual_weights) - 1) > 1e-6:
+            raise ValueError(f"manual_weights must sum to 1, not {sum(self.manual_weights):g}")
+        return self
+
+
+AnyMethod = Annotated[ScratchConfig | KDConfig | CMAPKDConfig, PydanticField(discriminator="method")]

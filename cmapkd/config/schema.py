@@ -1,0 +1,192 @@
+"""The experiment file, typed. Defaults, JSON schema and ``config/README.md`` are generated from these classes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from cmapkd.config.base import Config, Field
+from cmapkd.config.evaluation import EvaluationConfig
+from cmapkd.config.methods import AnyMethod, CMAPKDConfig, MethodConfig, Name, StageConfig
+from cmapkd.config.paper import PaperConfig
+from cmapkd.config.sources import AnySource
+from cmapkd.errors import nearest
+
+
+class PyramidConfig(Config):
+    """Unified cross-modal pyramid (UCMP) and the bridge between its modalities."""
+
+    channels: int = Field(256, ge=4, unit="channels", description="channels of P2 to P5 (`C`)")
+    text_channels: int = Field(256, ge=4, unit="channels", description="width of L1 to L4 (`D`)")
+    smoothing: Literal["dense", "depthwise"] = Field(
+        "dense", description="3x3 smoothing convolutions of P2 to P4: dense, or depthwise for small machines"
+    )
+    phrase_window: int = Field(3, ge=1, unit="tokens", description="attention window of the phrase level L2 (odd)")
+    heads: int = Field(4, ge=1, description="attention heads of L2 and L3")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PyramidConfig:
+        if self.text_channels % self.heads:
+            raise ValueError(f"text_channels = {self.text_channels} is not divisible by heads = {self.heads}")
+        if self.phrase_window % 2 == 0:
+            raise ValueError(f"phrase_window = {self.phrase_window} must be odd, to be centred on a token")
+        return self
+
+
+class TeacherTraining(Config):
+    """Contrastive training of a teacher from scratch, for experiments without downloads."""
+
+    epochs: float = Field(..., gt=0, unit="epochs", description="passes over the distillation data")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate")
+    seed: int = Field(0, ge=0, description="seed of initialisation and data order")
+
+
+class TeacherPyramidConfig(Config):
+    """Fit of the teacher's own pyramid, its backbone frozen: contrastive over P2-L1, P3-L2, P4-L3, P5-L4."""
+
+    epochs: float = Field(1.0, gt=0, unit="epochs", description="passes over the distillation data")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    temperature: float = Field(0.07, gt=0, description="temperature of the contrastive loss of each pair of levels")
+    seed: int = Field(0, ge=0, description="seed of initialisation and data order")
+
+
+class TeacherConfig(Config):
+    """The teacher: pretrained weights, or trained here from scratch. Shared by all runs."""
+
+    model: str = Field("ViT-L-14", description="an open_clip model name, or the name of a file in `config/models/`")
+    pretrained: str | None = Field(None, description="an open_clip pretrained tag, or the path of an open_clip checkpoint")
+    train: TeacherTraining | None = Field(None, description="train the teacher from scratch instead")
+    pyramid: TeacherPyramidConfig = Field(TeacherPyramidConfig(), description="how the teacher's pyramid is fitted")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TeacherConfig:
+        if (self.pretrained is None) == (self.train is None):
+            raise ValueError("give exactly one of `pretrained` (a tag or a path) and `train` (from scratch)")
+        return self
+
+
+class StudentConfig(Config):
+    """The student's architecture and where its weights start."""
+
+    model: str = Field("ViT-B-16", description="an open_clip model name, or the name of a file in `config/models/`")
+    init: str = Field("random", description="`random`, an open_clip pretrained tag, or the path of an open_clip checkpoint")
+
+
+class AugmentationConfig(Config):
+    """Augmentation of training images; its parameters are a pure function of seed, epoch and sample."""
+
+    scale: tuple[float, float] = Field((0.9, 1.0), unit="share", description="area of the random crop; [1, 1] is no crop")
+    ratio: tuple[float, float] = Field((0.75, 1.3333), description="aspect ratios of the random crop")
+    flip: bool = Field(False, description="random horizontal flip (captions that say left and right forbid it)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentationConfig:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale = {list(self.scale)} must be two shares of the area, ascending, within (0, 1]")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio = {list(self.ratio)} must be two positive aspect ratios, ascending")
+        return self
+
+
+class TrainingConfig(Config):
+    """Optimiser, batches and everything else that the trainings of an experiment share."""
+
+    global_batch: int = Field(256, ge=2, unit="samples", description="samples of one optimiser step over all ranks")
+    ranks: int = Field(1, ge=1, unit="processes", description="data-parallel processes on this machine (a cluster profile sets its own)")
+    deepspeed: str = Field(
+        "fp32", description="name of a file in `config/deepspeed/`: ZeRO stage, precision, clipping and accumulation"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay; none on norms, biases and logit scales")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW momenta")
+    eps: float = Field(1e-6, gt=0, description="AdamW epsilon")
+    warmup: float = Field(0.05, ge=0, lt=1, unit="share of a stage", description="linear warm-up at the start of each stage")
+    augmentation: AugmentationConfig = Field(AugmentationConfig(), description="augmentation of training images")
+    workers: int = Field(2, ge=0, unit="processes", description="data-loading processes of each rank; 0 loads in the trainer itself")
+    cache_bytes: int = Field(0, ge=0, unit="bytes", description="memory for decoded samples; a small data set is then decoded once")
+    shuffle_window: int = Field(
+        50_000, ge=1, unit="samples", description="samples shuffled together: keeps reads local on data sets that exceed it"
+    )
+    bad_samples: float = Field(0.001, ge=0, lt=1, unit="share", description="unreadable samples above which a training stops")
+    max_pixels: int = Field(50_000_000, ge=1, unit="px", description="pictures with more pixels are refused as bad samples")
+    log_every: int = Field(10, ge=1, unit="steps", description="steps between two lines of the log")
+    checkpoint_minutes: float = Field(15.0, gt=0, unit="minutes", description="wall-clock time between two checkpoints of a training")
+
+
+def _stage(name: str, epochs: float, lr: float, levels: int, trains: tuple[str, ...], policy: str, **rest: object) -> StageConfig:
+    visual, language = ("P2", "P3", "P4", "P5")[4 - levels :], ("L1", "L2", "L3", "L4")[4 - levels :]
+    return StageConfig.model_validate(
+        dict(name=name, epochs=epochs, lr=lr, visual_levels=visual, language_levels=language, trains=trains, policy=policy, **rest)
+    )
+
+
+_PAIR, _ALL = ("student", "pyramid"), ("student", "pyramid", "alsn")
+DEFAULT_SCHEDULES: dict[str, tuple[StageConfig, ...]] = {
+    "standard": (StageConfig(name="train", epochs=25, lr=5e-5),),
+    "progressive": (
+        _stage("coarse", 5, 5e-5, 1, _PAIR, "uniform"),
+        _stage("medium", 5, 3e-5, 2, _PAIR, "uniform"),
+        _stage("fine", 10, 1e-5, 4, _ALL, "alsn", group_lr={"pyramid": 5e-6, "alsn": 5e-5}),
+        _stage("alsn", 5, 1e-4, 4, ("alsn",), "alsn"),
+    ),
+    "alsn_joint": (
+        _stage("warmup", 5, 5e-5, 4, _PAIR, "uniform", group_lr={"pyramid": 1e-5}),
+        _stage("policy", 5, 1e-4, 4, ("alsn",), "alsn"),
+        _stage("joint", 10, 1e-5, 4, _ALL, "alsn", group_lr={"pyramid": 5e-6, "alsn": 5e-5}),
+    ),
+    "one_stage": (_stage("all", 25, 5e-5, 4, _ALL, "alsn"),),
+}
+
+
+class ExperimentConfig(Config):
+    """A whole experiment: one file in ``config/``."""
+
+    name: Name = Field(..., description="name of the experiment; its results lie in `results/<name>/`")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of every run; tables print mean and deviation over them")
+    datasets: dict[Name, AnySource] = Field(..., min_length=1, description="the data sets, by a name of one's own")
+    distillation: tuple[str, ...] = Field(..., min_length=1, description="splits trained on, as `<dataset>/<split>`")
+    teacher: TeacherConfig = Field(..., description="the teacher")
+    student: StudentConfig = Field(StudentConfig(), description="the student")
+    pyramid: PyramidConfig = Field(PyramidConfig(), description="the pyramid of both models")
+    training: TrainingConfig = Field(TrainingConfig(), description="what all trainings share")
+    schedules: dict[Name, tuple[StageConfig, ...]] = Field(
+        DEFAULT_SCHEDULES, description="stages by schedule name; a name given here replaces the default schedule of that name"
+    )
+    runs: dict[str, AnyMethod] = Field(
+        ..., min_length=1, description="rows of the tables; `base: <run>` starts from another run and changes only the keys given"
+    )
+    evaluation: EvaluationConfig = Field(..., description="what is measured on every run")
+    paper: PaperConfig = Field(PaperConfig(), description="what is printed")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        for run, method in self.runs.items():
+            if method.schedule not in self.schedules:
+                raise ValueError(
+                    f"runs.{run}.schedule = {method.schedule!r} is not a schedule; {nearest(method.schedule, list(self.schedules))}"
+                )
+            _check_levels(run, method, self.schedules[method.schedule])
+        if "Teacher" in self.runs:
+            raise ValueError("runs.Teacher: the name is reserved for the teacher's own row")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} names a seed twice")
+        for reference in (*self.distillation, *self.evaluation.references()):
+            dataset, _, split = reference.partition("/")
+            if dataset not in self.datasets or not split:
+                raise ValueError(f"split {reference!r} must be <dataset>/<split>; {nearest(dataset, list(self.datasets))}")
+        if self.training.global_batch % self.training.ranks:
+            raise ValueError(
+                f"training.global_batch = {self.training.global_batch} is not divisible by training.ranks = {self.training.ranks}"
+            )
+        return self
+
+
+def _check_levels(run: str, method: MethodConfig, stages: tuple[StageConfig, ...]) -> None:
+    """A stage whose levels a method's pyramid lacks altogether would train nothing."""
+    if not isinstance(method, CMAPKDConfig):
+        return
+    for stage in stages:
+        for key in ("visual_levels", "language_levels"):
+            top = "P5" if key == "visual_levels" else "L4"
+            if top not in getattr(stage, key):
+                raise ValueError(f"schedules.{method.schedule}.{stage.name}.{key} must hold {top}: the terms of runs.{run} need it")

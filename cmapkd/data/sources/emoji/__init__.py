@@ -1,0 +1,1 @@
+"""Emoji Scenes in parts: packages -> catalogue -> splits -> scenes -> pictures, captions and questions."""

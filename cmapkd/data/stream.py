@@ -1,0 +1,297 @@
+"""The training stream: an endless sequence of positions, each of which names one sample of one epoch.
+
+Position p belongs to epoch p // n and is sample ``order(n, seed, p // n)[p % n]``. Everything else follows from that:
+each sample occurs exactly once an epoch; batch k of G samples takes the positions kG .. kG + G - 1 (it may straddle two
+epochs), so batches are always full and all ranks make equally many steps; a run resumes at any step by arithmetic; and
+the data do not depend on how many workers or ranks read them. The caption that is chosen and the parameters of the
+augmentation are pure functions of (seed, epoch, sample).
+
+Random numbers come from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based
+generator: a sample's stream is found by setting the counter. Only raw bits and ``random()`` are used, which numpy keeps
+stable, where it reserves the right to change ``permutation`` and ``integers``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from cmapkd.data.split import BadSamples, CorruptSample, Split
+from cmapkd.data.transforms import MAX_PIXELS, Transform, decode_image
+from cmapkd.errors import UserError
+
+__all__ = ["BadSamples", "Batches", "CorruptSample", "Split", "Stream", "batches", "collate", "order"]
+
+# Samples among which the order is uniformly random. A larger set is shuffled by shards first and then within windows of
+# this many samples, so that reads stay within few shards at a time and the page cache works.
+SHUFFLE_WINDOW = 200_000
+# Token ids kept in memory, one entry for each caption.
+TOKEN_CACHE = 65_536
+CACHE_BYTES = 256 * 2**20
+
+
+def order(n: int, seed: int, epoch: int, *, shards: Sequence[int] | None = None, window: int = SHUFFLE_WINDOW) -> np.ndarray:
+    """The order of an epoch's samples: a permutation of 0 .. n - 1 that depends on the arguments alone.
+
+    Args:
+        n: samples.
+        seed: seed of the run, >= 0.
+        epoch: number of the epoch, >= 0.
+        shards: sizes of the shards, in the order of the samples; sum n. None: one shard.
+        window: with n <= window the permutation is uniform. Otherwise the shards are permuted and laid end to end, and
+            the samples of each window of this many are permuted: a window touches about ``window / shard size`` shards.
+
+    Returns:
+        (n,) int64.
+    """
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    if n <= window:
+        return np.argsort(bits.random_raw(n), kind="stable")  # (n,)
+    sizes = np.asarray([n] if shards is None else shards, dtype=np.int64)
+    if sizes.sum() != n:
+        raise ValueError(f"shards hold {sizes.sum()} samples, not {n}")
+    starts = np.cumsum(sizes) - sizes
+    ranking = np.argsort(bits.random_raw(len(sizes)), kind="stable")
+    laid = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in ranking])  # (n,)
+    for first in range(0, n, window):
+        part = laid[first : first + window]
+        laid[first : first + window] = part[np.argsort(bits.random_raw(len(part)), kind="stable")]
+    return laid
+
+
+def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample in one epoch."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, index]))
+
+
+class Stream(Dataset):
+    """Training samples by position.
+
+    Args:
+        splits: splits to train on, joined end to end into one index space.
+        seed: seed of order, caption choice and augmentation.
+        tokenizer: open_clip tokenizer: ``tokenizer([caption])`` -> (1, context) int64.
+        transform: see ``cmapkd.data.transforms``.
+        shuffle_window: see ``order`` [samples].
+        bad_limit: share of unreadable samples at which the run stops.
+        cache: keep decoded pictures and records in memory; for small sets, changes no result.
+        cache_bytes: memory for these, for each process that reads [bytes].
+        max_pixels: larger pictures count as bad [pixels].
+
+    Raises:
+        UserError: no splits.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[Split],
+        seed: int,
+        tokenizer: Callable[[list[str]], torch.Tensor],
+        transform: Transform,
+        *,
+        shuffle_window: int = SHUFFLE_WINDOW,
+        bad_limit: float = 0.001,
+        cache: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if not splits:
+            raise UserError(key="data.train", reason="names no split to train on", fix='for example ["emoji_scenes/train"]')
+        self.splits, self.seed, self.tokenizer, self.transform = list(splits), seed, tokenizer, transform
+        self.shuffle_window, self.max_pixels = shuffle_window, max_pixels
+        self._ends = np.cumsum([len(split) for split in self.splits])
+        self.n = int(self._ends[-1])
+        self.bad = BadSamples(self.n, bad_limit)
+        self._shards = [size for split in self.splits for size in split.shard_sizes]
+        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._room = cache_bytes if cache else 0  # bytes left
+        self._cache: dict[int, tuple[str, str | None, list[str], np.ndarray]] = {}
+        self._make_token_cache()
+
+    def __len__(self) -> int:
+        """Samples in one epoch (positions go on beyond it)."""
+        return self.n
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """The sample at a position: ``image`` (3, H, W) float32, ``text`` (context,) int64, ``index``, ``key``, ``stratum``.
+
+        Raises:
+            UserError: too many samples are bad.
+        """
+        item, bad = self.load(position)
+        self.bad.add(1, bad)
+        return {**item, "image": self.transform.batch(item["image"][None])[0]}
+
+    def load(self, position: int) -> tuple[dict[str, Any], list[tuple[int, CorruptSample]]]:
+        """The sample at a position, its picture as the transform left it, and the bad samples that were met on the way.
+
+        A bad sample is replaced by one at a fixed distance (1, 3, 7, ... further, so that a whole bad shard is soon left),
+        which appears exactly as it does at its own place in this epoch.
+
+        Raises:
+            UserError: no readable sample was found.
+        """
+        epoch, place = divmod(position, self.n)
+        first = int(self.epoch_order(epoch)[place])
+        bad: list[tuple[int, CorruptSample]] = []
+        for step in range(self.n.bit_length() + 1):
+            index = (first + 2**step - 1) % self.n
+            try:
+                return self._item(index, epoch), bad
+            except CorruptSample as error:
+                bad.append((index, error))
+        raise UserError(key="data", reason=f"{len(bad)} samples in a row are bad; the last: {bad[-1][1]}")
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """``order`` of an epoch, kept for the two that a batch may straddle."""
+        if epoch not in self._orders:
+            self._orders[epoch] = order(self.n, self.seed, epoch, shards=self._shards, window=self.shuffle_window)
+            if len(self._orders) > 2:
+                self._orders.popitem(last=False)
+        return self._orders[epoch]
+
+    def locate(self, index: int) -> tuple[Split, int]:
+        """The split that holds sample ``index``, and its number there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.splits[number], index - int(self._ends[number]) + len(self.splits[number])
+
+    def _item(self, index: int, epoch: int) -> dict[str, Any]:
+        key, stratum, captions, pixels = self._record(index)
+        rng = generator(self.seed, epoch, index)
+        caption = captions[int(rng.random() * len(captions))]
+        image = self.transform(Image.fromarray(pixels), rng)  # (3, H, W)
+        return {"image": image, "text": self._tokens(caption), "index": index, "key": key, "stratum": stratum}
+
+    def _record(self, index: int) -> tuple[str, str | None, list[str], np.ndarray]:
+        """Key, stratum, captions and decoded picture (H, W, 3) uint8 of a sample."""
+        if (cached := self._cache.get(index)) is not None:
+            return cached
+        split, i = self.locate(index)
+        record, encoded = split.read_raw(i)
+        captions = record.get("captions")
+        if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
+            raise split.corrupt(i, "it has no caption to train on")
+        try:
+            pixels = np.asarray(decode_image(encoded, self.max_pixels))  # (H, W, 3)
+        except ValueError as error:
+            raise split.corrupt(i, str(error)) from None
+        result = (record["key"], record.get("stratum"), captions, pixels)
+        size = pixels.nbytes + sum(map(len, captions)) + 1000  # about a kilobyte of Python objects
+        if size <= self._room:
+            self._room -= size
+            self._cache[index] = result
+        return result
+
+    def _make_token_cache(self) -> None:
+        @lru_cache(maxsize=TOKEN_CACHE)
+        def tokens(caption: str) -> torch.Tensor:
+            return self.tokenizer([caption])[0]  # (context,)
+
+        self._tokens = tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_tokens"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_token_cache()
+
+
+def batches(
+    stream: Stream, *, global_batch: int, rank: int = 0, world_size: int = 1, start_step: int = 0, steps: int, workers: int = 0
+) -> Batches:
+    """This rank's part of the global batches ``start_step`` .. ``start_step + steps - 1``.
+
+    Rank r of batch k takes the positions [kG + r G / W, kG + (r + 1) G / W).
+
+    Args:
+        global_batch: samples in a step over all ranks, G.
+        rank: number of this process, r.
+        world_size: number of processes, W.
+        start_step: first batch, for resuming.
+        steps: number of batches.
+        workers: data-loader processes; 0 reads in this one.
+
+    Raises:
+        UserError: the batch cannot be divided among the ranks.
+    """
+    if global_batch < 1 or global_batch % world_size:
+        raise UserError(
+            key="batch_size",
+            value=global_batch,
+            reason=f"cannot be divided among {world_size} ranks",
+            fix=f"use a multiple of {world_size}",
+        )
+    return Batches(stream, global_batch, rank, world_size, start_step, steps, workers)
+
+
+class Batches:
+    """Iterable over a rank's batches: ``image`` (b, 3, H, W) float32, ``text`` (b, context) int64, ``index`` (b,) int64,
+    ``keys`` and ``stratum`` (lists of b). Counts bad samples in ``stream.bad``, wherever they were met."""
+
+    def __init__(
+        self, stream: Stream, global_batch: int, rank: int, world_size: int, start_step: int, steps: int, workers: int
+    ) -> None:
+        self.stream, self.steps, self.workers = stream, steps, workers
+        local = global_batch // world_size
+        first = [step * global_batch + rank * local for step in range(start_step, start_step + steps)]
+        self.positions = [range(start, start + local) for start in first]
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        loader: DataLoader = DataLoader(
+            _Loaded(self.stream),
+            batch_sampler=self.positions,  # type: ignore[arg-type]  # ranges serve as lists
+            num_workers=self.workers,
+            collate_fn=_Collate(self.stream.transform),
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch in loader:
+            self.stream.bad.add(batch.pop("read"), batch.pop("bad"))
+            if (error := batch.pop("error")) is not None:
+                raise error
+            yield batch
+
+
+class _Loaded(Dataset):
+    """``Stream.load`` for a data loader. A user's error travels as a value: torch would turn it into a RuntimeError."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, position: int) -> tuple[dict[str, Any] | UserError, list[tuple[int, CorruptSample]]]:
+        try:
+            return self.stream.load(position)
+        except UserError as error:
+            return error, []
+
+
+class _Collate:
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, loaded: list[tuple[dict[str, Any] | UserError, list[tuple[int, CorruptSample]]]]) -> dict[str, Any]:
+        items = [item for item, _ in loaded if isinstance(item, dict)]
+        error = next((item for item, _ in loaded if isinstance(item, UserError)), None)
+        batch: dict[str, Any] = {} if error else collate(items, self.transform)
+        return {**batch, "read": len(loaded), "bad": [entry for _, bad in loaded for entry in bad], "error": error}
+
+
+def collate(items: list[dict[str, Any]], transform: Transform) -> dict[str, Any]:
+    """Join items of ``Stream.load`` into a batch and normalise its pictures."""
+    return {
+        "image": transform.batch(torch.stack([item["image"] for item in items])),  # (b, 3, H, W)
+        "text": torch.stack([item["text"] for item in items]),  # (b, context)
+        "index": torch.tensor([item["index"] for item in items], dtype=torch.int64),  # (b,)
+        "keys": [item["key"] for item in items],
+        "stratum": [item["stratum"] for item in items],
+    }

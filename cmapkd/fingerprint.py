@@ -1,0 +1,78 @@
+"""Digests of code, per concern, so that an edit reruns what it affects and nothing else.
+
+Snakemake sees neither imported modules nor what in them matters. A fingerprint covers the entry modules of a rule and
+everything of this package that they import, directly or not; it is taken from the syntax tree without docstrings, so
+comments, documentation and formatting change nothing. Rules carry it in ``params``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+# Modules that cannot change a result: configuration reaches a rule as values in its ``params``, the others only report.
+NEUTRAL = ("cmapkd.config", "cmapkd.errors", "cmapkd.provenance", "cmapkd.cli", "cmapkd.fingerprint", "cmapkd.training.logs")
+
+
+def fingerprint(*modules: str, length: int = 16) -> str:
+    """Hex digest of the code of ``modules`` (dotted names within this package) and of all they import from it."""
+    hasher = hashlib.sha256()
+    for module in sorted(_closure(modules)):
+        hasher.update(f"{module}\0{_syntax(module)}\0".encode())
+    return hasher.hexdigest()[:length]
+
+
+def _closure(modules: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in found or module.startswith(NEUTRAL):
+            continue
+        found.add(module)
+        waiting.extend(_imports(module))
+    return found
+
+
+def _file(module: str) -> Path | None:
+    base = PACKAGE.parent.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _parse(module: str) -> ast.Module:
+    path = _file(module)
+    if path is None:
+        raise ValueError(f"{module} is no module of this package")
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+@cache
+def _imports(module: str) -> tuple[str, ...]:
+    """Modules of this package that ``module`` imports, anywhere in it; packages above them count, as Python runs them too."""
+    found: set[str] = set()
+    for node in ast.walk(_parse(module)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    own = {name for name in found if name.split(".")[0] == "cmapkd" and _file(name) is not None}
+    parents = {".".join(name.split(".")[:depth]) for name in own for depth in range(2, name.count(".") + 1)}
+    return tuple(sorted((own | parents) - {"cmapkd"}))
+
+
+@cache
+def _syntax(module: str) -> str:
+    tree = _parse(module)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body
+            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                node.body = body[1:] or [ast.Pass()]
+    return ast.dump(tree)

@@ -1,0 +1,146 @@
+"""Unified cross-modal pyramid (UCMP): P2-P5 from a ViT's taps, L1-L4 from a text tower's, and the bridge between them.
+
+The visual side is a feature pyramid network (Lin et al., CVPR 2017) over one resolution of tokens: the laterals are
+resized to a half, one, two and four times the grid, then merged top-down. Adapted: P5 is pooled, so the coarsest level
+differs from the last block's map; odd grids round up, and every merge resizes to the exact target size.
+The pyramid is a training device: it is dropped at inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmapkd.models.towers import TapShapes, TowerOutputs
+
+VISUAL = ("P2", "P3", "P4", "P5")
+LANGUAGE = ("L1", "L2", "L3", "L4")
+
+
+@dataclass
+class PyramidOutputs:
+    """Levels of one batch; only the active ones are present, in the order P2..P5 and L1..L4.
+
+    Attributes:
+        maps: visual level -> (B, C, h, w).
+        pooled: global average of the active maps, (B, levels, C).
+        language: active language levels, (B, levels, D).
+        visual_as_language: `f_v2l(pooled)`, (B, levels, D).
+        language_as_visual: `f_l2v(language)`, (B, levels, C).
+    """
+
+    maps: dict[str, Tensor]
+    pooled: Tensor
+    language: Tensor
+    visual_as_language: Tensor
+    language_as_visual: Tensor
+
+
+class VisualPyramid(nn.Module):
+    """Feature pyramid over four maps of one grid g: P5 g/2, P4 g, P3 2g, P2 4g (g/2 rounded up)."""
+
+    def __init__(self, width: int, channels: int, smoothing: Literal["dense", "depthwise"] = "dense") -> None:
+        super().__init__()
+        self.lateral = nn.ModuleDict({level: nn.Conv2d(width, channels, 1) for level in VISUAL})
+        groups = channels if smoothing == "depthwise" else 1
+        self.smooth = nn.ModuleDict({level: nn.Conv2d(channels, channels, 3, padding=1, groups=groups) for level in VISUAL[:3]})
+
+    def forward(self, taps: Sequence[Tensor], levels: Sequence[str] = VISUAL) -> dict[str, Tensor]:
+        """Build the active ``levels`` from ``taps`` of blocks d/4, d/2, 3d/4, d, each (B, W, g, g)."""
+        height, width = taps[-1].shape[-2:]
+        lowest = min(VISUAL.index(level) for level in levels)
+        # P5: pooled 2x2; ceil_mode keeps the last row of an odd grid, averaged over the cells it has.
+        top = F.avg_pool2d(self.lateral["P5"](taps[3]), 2, ceil_mode=True, count_include_pad=False)  # (B, C, g/2, g/2)
+        built = {"P5": top}
+        for index in range(2, lowest - 1, -1):
+            level, scale = VISUAL[index], 2 ** (2 - index)
+            size = (height * scale, width * scale)
+            # A 1x1 convolution commutes with nearest upsampling, so the lateral runs on the small grid.
+            lateral = _nearest(self.lateral[level](taps[index]), size)  # (B, C, scale*g, scale*g)
+            built[level] = top = self.smooth[level](lateral + _nearest(top, size))
+        return {level: built[level] for level in VISUAL if level in levels}
+
+
+class LanguageHierarchy(nn.Module):
+    """Token, phrase, sentence and global level of a caption, each a D-vector; padding never takes part."""
+
+    def __init__(self, width: int, channels: int, window: int = 3, heads: int = 4) -> None:
+        super().__init__()
+        if window % 2 == 0:
+            raise ValueError(f"window = {window} must be odd, to be centred on a token")
+        self.window, self.heads = window, heads
+        self.attention = nn.ModuleDict({level: nn.MultiheadAttention(width, heads, batch_first=True) for level in ("L2", "L3")})
+        self.project = nn.ModuleDict({level: nn.Linear(width, channels) for level in LANGUAGE})
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor, summary: Tensor, levels: Sequence[str] = LANGUAGE) -> Tensor:
+        """(B, levels, D) from ``taps`` (B, N, W) each, ``mask`` (B, N) True on tokens and ``summary`` (B,) positions."""
+        built = []
+        for level in LANGUAGE:
+            if level not in levels:
+                continue
+            tokens = taps[LANGUAGE.index(level)]  # (B, N, W)
+            if level in self.attention:
+                tokens = self._attend(level, tokens, mask)
+            if level == "L4":
+                vector = tokens[torch.arange(len(tokens), device=tokens.device), summary]  # (B, W)
+            else:
+                vector = masked_mean(tokens, mask)  # (B, W)
+            built.append(self.project[level](vector))
+        return torch.stack(built, dim=1)
+
+    def _attend(self, level: str, tokens: Tensor, mask: Tensor) -> Tensor:
+        count = tokens.shape[1]
+        position = torch.arange(count, device=tokens.device)
+        allowed = mask[:, None, :].expand(-1, count, -1)  # (B, N, N) a query sees tokens, not padding
+        if level == "L2":
+            allowed = allowed & ((position[:, None] - position[None, :]).abs() <= self.window // 2)
+        # Every position sees itself: a softmax over nothing would be NaN, and padding's output is masked out later.
+        allowed = allowed | torch.eye(count, dtype=torch.bool, device=tokens.device)
+        blocked = (~allowed).repeat_interleave(self.heads, dim=0)  # (B * heads, N, N)
+        return self.attention[level](tokens, tokens, tokens, attn_mask=blocked, need_weights=False)[0]
+
+
+class Pyramid(nn.Module):
+    """Both pyramids of one model and the cross-modal bridge `f_v2l: C -> D`, `f_l2v: D -> C`."""
+
+    def __init__(
+        self,
+        shapes: TapShapes,
+        channels: int = 256,
+        text_channels: int = 256,
+        smoothing: Literal["dense", "depthwise"] = "dense",
+        phrase_window: int = 3,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.channels, self.text_channels = channels, text_channels
+        self.visual = VisualPyramid(shapes.image_width, channels, smoothing)
+        self.language = LanguageHierarchy(shapes.text_width, text_channels, phrase_window, heads)
+        self.visual_to_language = nn.Linear(channels, text_channels)
+        self.language_to_visual = nn.Linear(text_channels, channels)
+
+    def forward(
+        self, outputs: TowerOutputs, visual_levels: Sequence[str] = VISUAL, language_levels: Sequence[str] = LANGUAGE
+    ) -> PyramidOutputs:
+        """The active levels of a batch whose ``outputs`` carry taps."""
+        if outputs.text_mask is None or outputs.summary is None:
+            raise ValueError("a pyramid needs outputs with taps: call the model with taps=True")
+        maps = self.visual(outputs.image_taps, visual_levels)
+        pooled = torch.stack([level.mean(dim=(2, 3)) for level in maps.values()], dim=1)  # (B, levels, C)
+        language = self.language(outputs.text_taps, outputs.text_mask, outputs.summary, language_levels)  # (B, levels, D)
+        return PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``tokens`` (B, N, W) where ``mask`` (B, N) is True; zero for a row without any token. (B, W)"""
+    weight = mask.to(tokens.dtype)[..., None]  # (B, N, 1)
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def _nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if maps.shape[-2:] == size else F.interpolate(maps, size=size, mode="nearest")

@@ -1,0 +1,255 @@
+"""Any open_clip model as it is, with taps at the four quarter depths of both towers.
+
+The taps are what ``open_clip``'s own ``forward_intermediates`` returns (and, for text towers of ``transformers``, the
+``hidden_states`` of the wrapped model): no forward code is copied, so a checkpoint of ours is a plain open_clip
+checkpoint and gives the same embeddings without this package.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.factory import PreprocessCfg
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cmapkd.errors import UserError, nearest
+from cmapkd.files import atomic_path, write_json
+
+WEIGHTS = "open_clip_model.safetensors"  # the names under which open_clip looks for both in a `local-dir:`
+CONFIG = "open_clip_config.json"
+
+
+@dataclass
+class TowerOutputs:
+    """Embeddings and taps of one batch of ``B`` pairs.
+
+    Attributes:
+        image: L2-normalised image embeddings, (B, E).
+        text: L2-normalised text embeddings, (B, E).
+        logit_scale: the model's scale, already exponentiated, ().
+        image_taps: patch tokens as maps after blocks d/4, d/2, 3d/4, d, each (B, C, g, g); empty without taps.
+        text_taps: tokens after the same fractions of the text tower, each (B, N, D); empty without taps.
+        text_mask: True where a token is not padding, (B, N); None without taps.
+        summary: position of the summary token (end-of-text, or [CLS]), (B,); None without taps.
+    """
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+    image_taps: tuple[Tensor, ...] = ()
+    text_taps: tuple[Tensor, ...] = ()
+    text_mask: Tensor | None = None
+    summary: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TapShapes:
+    """Widths and the image grid of a model's taps: what a pyramid needs to be built for it."""
+
+    image_width: int
+    text_width: int
+    grid: tuple[int, int]
+    context_length: int
+
+
+def quarter_depths(depth: int) -> tuple[int, int, int, int]:
+    """0-based indices of the blocks after which to tap: d/4, d/2, 3d/4, d (3, 6, 9, 12 of 12).
+
+    Raises:
+        UserError: fewer than four blocks.
+    """
+    if depth < 4:
+        raise UserError(key="layers", value=depth, reason="a tower needs at least four blocks for four taps", fix="use a deeper model")
+    first, second, third = (round(depth * quarter / 4) - 1 for quarter in (1, 2, 3))
+    return first, second, third, depth - 1
+
+
+def create(name: str, config: Mapping[str, Any] | None, init: str) -> nn.Module:
+    """An open_clip model by name (or from the content of a file in ``config/models/``) with random or given weights.
+
+    Args:
+        name: open_clip model name; the name under which ``config`` is known otherwise.
+        config: architecture in open_clip's JSON form, or None for a name that open_clip knows.
+        init: ``random``, a pretrained tag of that model, or the path of a checkpoint or of an open_clip directory.
+
+    Raises:
+        UserError: unknown name, tag or path, or a patch that does not divide the image.
+    """
+    if config is not None:
+        _register(name, config)
+    elif name not in open_clip.list_models():
+        raise UserError(key="model", value=name, reason="open_clip knows no such model", fix=nearest(name, open_clip.list_models()))
+    _check_architecture(name)
+    if Path(init).is_dir():
+        return load(Path(init))
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if init != "random" and init not in tags and not Path(init).is_file():
+        raise UserError(key="pretrained", value=init, reason=f"is no tag of {name} and no file", fix=nearest(init, [*tags, "random"]))
+    with _quiet():
+        model = open_clip.create_model(name, pretrained=None if init == "random" else init, pretrained_text=False, output_dict=True)
+    return model
+
+
+def _register(name: str, config: Mapping[str, Any]) -> None:
+    """Make an architecture known to open_clip under ``name``; open_clip reads it from a file."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(json.dumps(config))
+        open_clip.add_model_config(path)
+
+
+def _check_architecture(name: str) -> None:
+    vision = (open_clip.get_model_config(name) or {}).get("vision_cfg", {})
+    size, patch = vision.get("image_size", 224), vision.get("patch_size")
+    if isinstance(size, int) and isinstance(patch, int) and size % patch:
+        raise UserError(
+            key=f"{name}.vision_cfg.image_size",
+            value=size,
+            reason=f"is not divisible by patch_size = {patch}",
+            fix=f"use {size // patch * patch} or {-(-size // patch) * patch}",
+        )
+
+
+def load(directory: Path) -> nn.Module:
+    """The model of an open_clip directory (weights in safetensors beside ``open_clip_config.json``)."""
+    with _quiet():
+        return open_clip.create_model(f"local-dir:{directory}", output_dict=True)
+
+
+def save(model: nn.Module, name: str, directory: Path) -> None:
+    """Write ``model`` as a plain open_clip directory, each file atomically."""
+    config = open_clip.get_model_config(name)
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    write_json(directory / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
+    with atomic_path(directory / WEIGHTS) as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, temporary)
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Fill ``model`` with the weights of an open_clip directory; every key must match."""
+    model.load_state_dict(load_file(directory / WEIGHTS))
+
+
+def tokenizer_of(name: str) -> Any:
+    """open_clip's tokenizer for a model name; truncation keeps the end-of-text token."""
+    return open_clip.get_tokenizer(name)
+
+
+def preprocess_of(model: nn.Module) -> PreprocessCfg:
+    """Image size, mean, standard deviation and interpolation the model expects."""
+    return PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+
+
+class Tapped(nn.Module):
+    """An open_clip model whose forward can also return its taps.
+
+    The wrapped model stays reachable as ``model``; parameters carry its names behind ``model.``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._image_indices = list(quarter_depths(_vision_depth(model)))
+        self._hugging_face = not _has_resblocks(_text_tower(model))
+        if self._hugging_face:
+            depth = int(_text_tower(model).config.num_hidden_layers)
+            self._text_indices = list(quarter_depths(depth))
+        else:
+            self._text_indices = list(quarter_depths(len(_text_blocks(model))))
+
+    def forward(self, images: Tensor, tokens: Tensor, taps: bool = True) -> TowerOutputs:
+        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N)."""
+        scale = self.model.logit_scale.exp()
+        if not taps:
+            return TowerOutputs(
+                self.model.encode_image(images, normalize=True), self.model.encode_text(tokens, normalize=True), scale
+            )
+        seen = self.model.forward_intermediates(image=images, image_indices=self._image_indices)
+        if self._hugging_face:
+            text, text_taps, mask, summary = self._hugging_face_text(tokens)
+        else:
+            read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
+            text, text_taps = read["text_features"], read["text_intermediates"]
+            summary = tokens.argmax(dim=-1)  # (B,) end-of-text has the highest id of CLIP's vocabulary
+            mask = torch.arange(tokens.shape[1], device=tokens.device) <= summary[:, None]  # (B, N)
+        return TowerOutputs(
+            seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary
+        )
+
+    def _hugging_face_text(self, tokens: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        tower = self.model.text
+        with _hidden_states(tower.transformer) as outputs:
+            text = F.normalize(tower(tokens), dim=-1)  # (B, E)
+        hidden = outputs[0].hidden_states[1:]  # the first entry is the embedding layer
+        mask = tokens != tower.config.pad_token_id  # (B, N)
+        summary = torch.full((len(tokens),), getattr(tower.pooler, "cls_token_position", 0), device=tokens.device)
+        return text, [hidden[index] for index in self._text_indices], mask, summary
+
+    def shapes(self) -> TapShapes:
+        """Widths and grid of the taps."""
+        visual, text = self.model.visual, _text_tower(self.model)
+        size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size, visual.image_size)
+        patch = visual.patch_size if isinstance(visual.patch_size, tuple) else (visual.patch_size, visual.patch_size)
+        width = int(text.config.hidden_size) if self._hugging_face else int(_text_blocks(self.model)[0].attn.embed_dim)
+        context = int(getattr(self.model, "context_length", 77) or 77)
+        return TapShapes(int(visual.transformer.width), width, (size[0] // patch[0], size[1] // patch[1]), context)
+
+
+def _vision_depth(model: nn.Module) -> int:
+    blocks = getattr(getattr(model.visual, "transformer", None), "resblocks", None)
+    if blocks is None:
+        raise UserError(
+            key="model", value=type(model.visual).__name__, reason="the pyramid taps a ViT image tower", fix="choose a ViT model"
+        )
+    return len(blocks)
+
+
+def _text_tower(model: nn.Module) -> nn.Module:
+    """The text tower: `model.text`, or the model itself where its class keeps the text tower at the top level."""
+    return getattr(model, "text", model)
+
+
+def _has_resblocks(tower: nn.Module) -> bool:
+    return hasattr(getattr(tower, "transformer", None), "resblocks")
+
+
+def _text_blocks(model: nn.Module) -> nn.ModuleList:
+    return _text_tower(model).transformer.resblocks  # type: ignore[union-attr,return-value]
+
+
+@contextmanager
+def _hidden_states(transformer: nn.Module) -> Iterator[list[Any]]:
+    """Have a `transformers` model keep its hidden states while open_clip's wrapper calls it."""
+    outputs: list[Any] = []
+    before = transformer.config.output_hidden_states
+    transformer.config.output_hidden_states = True
+    handle = transformer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+        transformer.config.output_hidden_states = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip reports each step of a creation on the root logger, and warns of random weights where those are meant."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

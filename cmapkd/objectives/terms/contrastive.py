@@ -1,0 +1,44 @@
+"""Contrastive terms over the global batch: CLIP's symmetric loss (Radford et al. 2021) and the KL of its rows.
+
+Every function takes local rows (b, E); columns are gathered from all ranks with gradient, so the full B x B matrix
+exists on no rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmapkd.training.distributed import gather, offset
+
+
+def similarity(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Local rows of both directions: rows x gathered columns and columns x gathered rows, each (b, B)."""
+    return rows @ gather(columns).T, columns @ gather(rows).T
+
+
+def info_nce(rows: Tensor, columns: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric cross-entropy to the diagonal.
+
+    Args:
+        rows, columns: L2-normalised, (b, E) each; row i belongs to column i.
+        scale: inverse temperature.
+
+    Returns:
+        Mean over the local rows and both directions, ().
+    """
+    forth, back = similarity(rows, columns)
+    target = torch.arange(len(rows), device=rows.device) + offset(len(rows))
+    return (F.cross_entropy(scale * forth, target) + F.cross_entropy(scale * back, target)) / 2
+
+
+def row_cross_entropy(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """H(softmax(teacher), softmax(student)), mean over rows of (b, B). ()"""
+    return -(F.softmax(teacher_logits, dim=-1) * F.log_softmax(student_logits, dim=-1)).sum(dim=-1).mean()
+
+
+def row_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)), mean over rows; leading dimensions are kept. (..., b, B) -> (...)"""
+    teacher, student = F.log_softmax(teacher_logits, dim=-1), F.log_softmax(student_logits, dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(dim=-1).mean(dim=-1)

@@ -1,0 +1,48 @@
+"""Intra-modal distillation (SPEC 4): each level of the student's pyramid against the teacher's, weighted per sample.
+
+    L_intra^v = 1/4 sum_i w_v^i MSE(S_v^i, T_v^i), the same for language
+
+Features are normalised over channels, squared differences summed over channels and averaged over positions, so a term
+is 2 - 2 cos. Averaged over the channels too it would be 1/C of that and vanish beside the other terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEVELS = 4  # the constant factor 1/4, whatever the number of active levels: their weights sum to one
+
+
+def map_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over positions of 2 - 2 cos over channels.
+
+    Args:
+        student: (B, C, h, w).
+        teacher: (B, C, H, W); resized by area to the student's grid.
+
+    Returns:
+        (B,)
+    """
+    if teacher.shape[-2:] != student.shape[-2:]:
+        teacher = F.interpolate(teacher, size=student.shape[-2:], mode="area")
+    cosine = F.cosine_similarity(student, teacher, dim=1)  # (B, h, w)
+    return (2 - 2 * cosine).mean(dim=(1, 2))
+
+
+def map_distances(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """`map_distance` of every level of the student, (B, levels)."""
+    return torch.stack([map_distance(maps, teacher[level]) for level, maps in student.items()], dim=1)
+
+
+def vector_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """2 - 2 cos of vectors (B, levels, D). (B, levels)"""
+    return 2 - 2 * F.cosine_similarity(student, teacher, dim=-1)
+
+
+def weighted(distances: Tensor, weights: Tensor) -> Tensor:
+    """`1/4 sum_i w_i d_i`, averaged over the batch; both (B, levels). ()"""
+    return (weights * distances).sum(dim=1).mean() / LEVELS

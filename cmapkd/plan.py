@@ -1,0 +1,214 @@
+"""What an experiment consists of: every training as a stage addressed by the digest of all that goes into it.
+
+Torch-free, because Snakemake, the paper and ``cmapkd plan`` read it. Two runs whose first stages agree in configuration,
+data, seed and parent share them: the address is the same, so they are trained once. Code is not part of the address
+(an address would then be lost with every edit); rules carry its fingerprint in ``params`` and rerun in place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmapkd.config.methods import StageConfig
+from cmapkd.config.schema import ExperimentConfig
+from cmapkd.errors import UserError, nearest
+from cmapkd.files import digest, slug
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIG = REPOSITORY / "config"
+TEACHER = "Teacher"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training (or loading) with its settings; ``address`` names its directory in ``results/<experiment>/stages/``."""
+
+    address: str
+    settings: dict[str, Any]
+    parents: tuple[str, ...]  # addresses that must exist first
+    label: str  # for people: "CMAPKD seed 0: coarse"
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method"]["method"])
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the data sets it reads."""
+        return tuple(dict.fromkeys(reference.partition("/")[0] for reference in self.settings.get("distillation", {})))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the tables at one seed: the chain of its stages; the last one's model is evaluated."""
+
+    name: str
+    seed: int
+    stages: tuple[str, ...]
+
+    @property
+    def directory(self) -> str:
+        return f"{slug(self.name)}/{self.seed}"
+
+
+@dataclass
+class Plan:
+    """All stages and runs of an experiment."""
+
+    experiment: ExperimentConfig
+    stages: dict[str, Stage] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
+    teacher: str = ""
+
+    def run(self, directory: str) -> Run:
+        """The run of ``<slug>/<seed>``."""
+        for run in self.runs:
+            if run.directory == directory:
+                return run
+        raise UserError(key="run", value=directory, reason="is not in the plan", fix=nearest(directory, [r.directory for r in self.runs]))
+
+    def add(self, name: str, settings: Mapping[str, Any], parents: tuple[str | None, ...], label: str) -> str:
+        """Register a stage (once) and return its address."""
+        address = f"{name}-{digest(settings, length=12)}"
+        known = tuple(parent for parent in parents if parent is not None)
+        self.stages.setdefault(address, Stage(address, dict(settings), known, label))
+        return address
+
+
+def model_settings(name: str) -> dict[str, Any]:
+    """An architecture by name; that of a file in ``config/models/`` with its content, so that an edit changes addresses."""
+    path = CONFIG / "models" / f"{name}.json"
+    return {"name": name, "config": json.loads(path.read_text()) if path.is_file() else None}
+
+
+def deepspeed_settings(name: str) -> dict[str, Any]:
+    """Content of ``config/deepspeed/<name>.json``.
+
+    Raises:
+        UserError: no such file.
+    """
+    path = CONFIG / "deepspeed" / f"{name}.json"
+    if not path.is_file():
+        known = [file.stem for file in path.parent.glob("*.json")]
+        raise UserError(key="training.deepspeed", value=name, reason=f"no file {path.name} in config/deepspeed", fix=nearest(name, known))
+    return dict(json.loads(path.read_text()))
+
+
+def make_plan(experiment: ExperimentConfig) -> Plan:
+    """Resolve an experiment into its stages and runs."""
+    plan = Plan(experiment)
+    deepspeed = deepspeed_settings(experiment.training.deepspeed)
+    accumulation = int(deepspeed.get("gradient_accumulation_steps", 1))
+    cut = experiment.training.ranks * accumulation
+    if experiment.training.global_batch % cut:
+        raise UserError(
+            key="training.global_batch",
+            value=experiment.training.global_batch,
+            reason=f"is not divisible by training.ranks x gradient_accumulation_steps = {experiment.training.ranks} x {accumulation}",
+            fix=f"use a multiple of {cut}, fewer ranks, or another file of config/deepspeed",
+        )
+    # Ranks, workers, logging and checkpoints do not change what is computed; they stay out of the address.
+    shared = experiment.training.model_dump(
+        mode="json",
+        exclude={"ranks", "workers", "cache_bytes", "log_every", "checkpoint_minutes", "deepspeed", "bad_samples"},
+    )
+    common = {
+        "training": shared,
+        "deepspeed": deepspeed,
+        "distillation": {
+            reference: experiment.datasets[reference.partition("/")[0]].model_dump(mode="json")
+            for reference in experiment.distillation
+        },
+    }
+    plan.teacher = _add_teacher(plan, common)
+    for name, method in experiment.runs.items():
+        for seed in experiment.seeds:
+            plan.runs.append(_add_run(plan, common, name, method, seed))
+    _check_slugs(plan)
+    return plan
+
+
+def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
+    teacher = plan.experiment.teacher
+    model = model_settings(teacher.model)
+    if teacher.pretrained is not None:
+        settings = {"kind": "pretrained", "model": model, "init": teacher.pretrained, "method": {"method": "pretrained"}, "seed": 0}
+        return plan.add("teacher", settings, (), "teacher (pretrained)")
+    assert teacher.train is not None  # the schema asks for exactly one of the two
+    stage = StageConfig(name="teacher", epochs=teacher.train.epochs, lr=teacher.train.lr, trains=("student", "heads"))
+    settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed)
+    return plan.add("teacher", settings, (), "teacher")
+
+
+def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], mode: str) -> str:
+    experiment = plan.experiment
+    options = experiment.teacher.pyramid
+    stage = StageConfig(name="teacher-pyramid", epochs=options.epochs, lr=options.lr, trains=("pyramid",))
+    settings = _settings(
+        common,
+        model_settings(experiment.teacher.model),
+        plan.teacher,
+        {"method": "teacher_pyramid", "temperature": options.temperature, "fit": mode == "fit"},
+        stage,
+        options.seed,
+        pyramid=experiment.pyramid.model_dump(mode="json"),
+        parent=plan.teacher,
+    )
+    return plan.add("teacher-pyramid", settings, (plan.teacher,), f"teacher pyramid ({mode})")
+
+
+def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: int) -> Run:
+    experiment = plan.experiment
+    teacher = plan.teacher if method.uses_teacher else None
+    pyramid = _add_teacher_pyramid(plan, common, method.teacher_pyramid) if method.uses_pyramid else None
+    parent: str | None = None
+    start = 0.0
+    addresses = []
+    for stage in method.stages(experiment.schedules[method.schedule]):
+        settings = _settings(
+            common,
+            model_settings(experiment.student.model),
+            experiment.student.init,
+            method.stage_options(stage),
+            stage,
+            seed,
+            teacher=teacher,
+            teacher_pyramid=pyramid,
+            pyramid=experiment.pyramid.model_dump(mode="json") if method.uses_pyramid else None,
+            parent=parent,
+            start_epochs=start,
+        )
+        parent = plan.add(stage.name, settings, (parent, teacher, pyramid), f"{name}, seed {seed}: {stage.name}")
+        addresses.append(parent)
+        start += stage.epochs
+    if not addresses:
+        raise UserError(key=f"runs.{name}.schedule", value=method.schedule, reason="leaves no stage that trains anything", fix="add one")
+    return Run(name, seed, tuple(addresses))
+
+
+def _settings(
+    common: dict[str, Any],
+    model: dict[str, Any],
+    init: str,
+    method: dict[str, Any],
+    stage: StageConfig,
+    seed: int,
+    **rest: Any,
+) -> dict[str, Any]:
+    defaults = {"kind": "train", "parent": None, "teacher": None, "teacher_pyramid": None, "pyramid": None, "start_epochs": 0.0}
+    own = {"model": model, "init": init, "method": method, "stage": stage.model_dump(mode="json"), "seed": seed}
+    return {**common, **defaults, **own, **rest}
+
+
+def _check_slugs(plan: Plan) -> None:
+    names: dict[str, str] = {slug(TEACHER): TEACHER}
+    for run in plan.runs:
+        other = names.setdefault(slug(run.name), run.name)
+        if other != run.name:
+            raise UserError(
+                key=f"runs.{run.name}", reason=f"gets the same directory name as {other!r} ({slug(run.name)})", fix="rename one of them"
+            )
