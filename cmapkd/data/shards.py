@@ -34,6 +34,7 @@ from tqdm import tqdm
 from cmapkd.data.sample import Sample
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path, digest, read_json, sha256_of, write_atomic, write_json
+from cmapkd.fingerprint import fingerprint
 
 MANIFEST = "manifest.json"
 CLASSES = "classes.json"
@@ -48,6 +49,9 @@ class ShardSource(Protocol):
 
     name: str
     config: Any
+
+    def fetch(self) -> Any:
+        """Bring what the source needs into its cache; does nothing when it is there."""
 
     def splits(self) -> list[str]:
         """Names of the splits, in the order in which they are written."""
@@ -77,6 +81,7 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
         UserError: a key occurs twice in a split, a sample is malformed, or a split is empty.
     """
     directory = Path(directory)
+    source.fetch()
     build = build_digest(source, dataset)
     if (finished := _finished(directory, build)) is not None:
         return finished
@@ -120,11 +125,13 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         manifest = read_json(path)
     except FileNotFoundError:
         reason = "no manifest here: the data set has not been built, or its build was interrupted"
-        raise UserError(key="dataset", value=str(directory), reason=reason, fix="run `cmapkd data` (again)") from None
+        raise UserError(key="dataset", value=str(directory), reason=reason, fix="run `cmapkd data build` (again)") from None
     except (OSError, ValueError) as error:
-        raise UserError(key=str(path), reason=f"cannot be read: {error}", fix="delete it and run `cmapkd data` again") from None
+        raise UserError(
+            key=str(path), reason=f"cannot be read: {error}", fix="delete it and run `cmapkd data build` again"
+        ) from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("splits"), dict):
-        raise UserError(key=str(path), reason="is not a data set's manifest", fix="delete it and run `cmapkd data` again")
+        raise UserError(key=str(path), reason="is not a data set's manifest", fix="delete it and run `cmapkd data build` again")
     return manifest
 
 
@@ -141,7 +148,7 @@ def verify(directory: str | Path) -> dict[str, Any]:
             path = directory / shard["path"]
             reason = _flaw(path, shard)
             if reason:
-                fix = "run `cmapkd data` again: it rewrites damaged shards and keeps the others"
+                fix = "run `cmapkd data build` again: it rewrites damaged shards and keeps the others"
                 raise UserError(key="shard", value=str(path), reason=reason, fix=fix)
     return manifest
 
@@ -166,7 +173,8 @@ def read_index(shard: Path) -> dict[str, Any]:
         raise ValueError(f"index {path.name} is not JSON: {error}") from None
     if not isinstance(index, dict) or index.get("version") != INDEX_VERSION:
         raise ValueError(f"index {path.name} is not an index of version {INDEX_VERSION}")
-    lengths = {len(index.get(column) or ()) for column in ("keys", "extensions", "images", "records")}
+    columns = [index.get(column) for column in ("keys", "extensions", "images", "records")]
+    lengths = {len(column) if isinstance(column, list) else 0 for column in columns}
     if lengths != {index.get("samples")}:
         raise ValueError(f"index {path.name} lists {sorted(lengths)} members for {index.get('samples')} samples")
     return index
@@ -174,9 +182,9 @@ def read_index(shard: Path) -> dict[str, Any]:
 
 def build_digest(source: ShardSource, dataset: str) -> str:
     """Digest of all that decides the shards' bytes: configuration, versions of the sources and the source's code."""
-    code = {}
-    for file in sorted(Path(inspect.getfile(type(source))).parent.glob("*.py")):
-        code[file.name] = sha256_of(file)
+    module, file = type(source).__module__, inspect.getfile(type(source))
+    inside = module.split(".")[0] == "cmapkd"
+    code = fingerprint(module, __name__) if inside else fingerprint(__name__) + sha256_of(file)
     return digest(
         {
             "dataset": dataset,
@@ -184,7 +192,6 @@ def build_digest(source: ShardSource, dataset: str) -> str:
             "config": _config(source),
             "provenance": source.provenance(),
             "code": code,
-            "writer": sha256_of(Path(__file__)),
         }
     )
 
@@ -305,7 +312,7 @@ def _kept(path: Path, samples: list[Sample], build: str) -> dict[str, Any] | Non
         index = read_index(path)
     except ValueError:
         return None
-    same = index["build"] == build and index["shard"] == path.name and index["keys"] == [s.key for s in samples]
+    same = index.get("build") == build and index.get("shard") == path.name and index["keys"] == [s.key for s in samples]
     return index if same and _flaw(path, index) is None else None
 
 
@@ -323,7 +330,7 @@ def _flaw(path: Path, expected: dict[str, Any]) -> str | None:
         index = read_index(path)
     except ValueError as error:
         return str(error)
-    if any(index[name] != expected[name] for name in ("samples", "bytes", "sha256")):
+    if any(index.get(name) != expected[name] for name in ("samples", "bytes", "sha256")):
         return f"{index_path(path).name} describes another shard"
     return None
 

@@ -25,7 +25,8 @@ from cmapkd.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
-# Open shards (descriptor and index) kept for each split; well below the usual limit of 1024 open files.
+# Open shards (descriptor and index) kept for each split; well below the usual limit of 1024 open files. A shuffle window
+# should span fewer shards than this, or indices are parsed again and again.
 OPEN_SHARDS = 256
 
 
@@ -34,7 +35,7 @@ class CorruptSample(UserError):  # noqa: N818 - it names the sample, and a strea
 
     def __init__(self, path: str, sample: str, reason: str) -> None:
         self.path, self.sample, self.why = path, sample, reason
-        fix = "run `cmapkd data` again: it rewrites damaged shards and keeps the others"
+        fix = "run `cmapkd data build` again: it rewrites damaged shards and keeps the others"
         super().__init__(key="sample", value=f"{path}:{sample}", reason=reason, fix=fix)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -90,7 +91,7 @@ class BadSamples:
                 key="data",
                 reason=f"{len(self.found)} of {min(self.read, self.size)} samples read are bad, more than the limit of "
                 f"{self.limit:.2%}: {shown}{more}",
-                fix="run `cmapkd data` again (it rewrites damaged shards), or raise the limit of bad samples",
+                fix="run `cmapkd data build` again (it rewrites damaged shards), or raise the limit of bad samples",
             )
 
     def report(self) -> dict[str, Any]:
@@ -226,8 +227,8 @@ class Split:
             opened = _Shard(self.directory / entry["path"], entry)
         except OSError as error:
             opened = f"the shard cannot be opened: {error.strerror}"
-        except (ValueError, TypeError, KeyError) as error:
-            opened = str(error)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            opened = str(error) if type(error) is ValueError else f"its index is damaged: {error}"
         self._shards[number] = opened
         if len(self._shards) > OPEN_SHARDS:
             _, oldest = self._shards.popitem(last=False)

@@ -31,10 +31,9 @@ __all__ = ["BadSamples", "Batches", "CorruptSample", "Split", "Stream", "batches
 
 # Samples among which the order is uniformly random. A larger set is shuffled by shards first and then within windows of
 # this many samples, so that reads stay within few shards at a time and the page cache works.
-SHUFFLE_WINDOW = 200_000
+SHUFFLE_WINDOW = 50_000
 # Token ids kept in memory, one entry for each caption.
 TOKEN_CACHE = 65_536
-CACHE_BYTES = 256 * 2**20
 
 
 def order(n: int, seed: int, epoch: int, *, shards: Sequence[int] | None = None, window: int = SHUFFLE_WINDOW) -> np.ndarray:
@@ -81,8 +80,8 @@ class Stream(Dataset):
         transform: see ``cmapkd.data.transforms``.
         shuffle_window: see ``order`` [samples].
         bad_limit: share of unreadable samples at which the run stops.
-        cache: keep decoded pictures and records in memory; for small sets, changes no result.
-        cache_bytes: memory for these, for each process that reads [bytes].
+        cache_bytes: memory for decoded pictures and captions, of each process that reads; 0 keeps none. It is for small sets
+            and changes no result [bytes].
         max_pixels: larger pictures count as bad [pixels].
 
     Raises:
@@ -98,8 +97,7 @@ class Stream(Dataset):
         *,
         shuffle_window: int = SHUFFLE_WINDOW,
         bad_limit: float = 0.001,
-        cache: bool = False,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int = 0,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not splits:
@@ -111,8 +109,8 @@ class Stream(Dataset):
         self.bad = BadSamples(self.n, bad_limit)
         self._shards = [size for split in self.splits for size in split.shard_sizes]
         self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._room = cache_bytes if cache else 0  # bytes left
-        self._cache: dict[int, tuple[str, str | None, list[str], np.ndarray]] = {}
+        self._room = cache_bytes  # left
+        self._cache: dict[int, tuple[str, str | None, list[str], Image.Image]] = {}
         self._make_token_cache()
 
     def __len__(self) -> int:
@@ -163,14 +161,14 @@ class Stream(Dataset):
         return self.splits[number], index - int(self._ends[number]) + len(self.splits[number])
 
     def _item(self, index: int, epoch: int) -> dict[str, Any]:
-        key, stratum, captions, pixels = self._record(index)
+        key, stratum, captions, picture = self._record(index)
         rng = generator(self.seed, epoch, index)
         caption = captions[int(rng.random() * len(captions))]
-        image = self.transform(Image.fromarray(pixels), rng)  # (3, H, W)
+        image = self.transform(picture, rng)  # (3, H, W)
         return {"image": image, "text": self._tokens(caption), "index": index, "key": key, "stratum": stratum}
 
-    def _record(self, index: int) -> tuple[str, str | None, list[str], np.ndarray]:
-        """Key, stratum, captions and decoded picture (H, W, 3) uint8 of a sample."""
+    def _record(self, index: int) -> tuple[str, str | None, list[str], Image.Image]:
+        """Key, stratum, captions and decoded picture of a sample."""
         if (cached := self._cache.get(index)) is not None:
             return cached
         split, i = self.locate(index)
@@ -179,11 +177,12 @@ class Stream(Dataset):
         if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
             raise split.corrupt(i, "it has no caption to train on")
         try:
-            pixels = np.asarray(decode_image(encoded, self.max_pixels))  # (H, W, 3)
+            picture = decode_image(encoded, self.max_pixels)
         except ValueError as error:
             raise split.corrupt(i, str(error)) from None
-        result = (record["key"], record.get("stratum"), captions, pixels)
-        size = pixels.nbytes + sum(map(len, captions)) + 1000  # about a kilobyte of Python objects
+        result = (record["key"], record.get("stratum"), captions, picture)
+        # Pillow keeps RGB in four bytes a pixel; the Python objects take about two kilobytes.
+        size = 4 * picture.width * picture.height + sum(map(len, captions)) + 2000
         if size <= self._room:
             self._room -= size
             self._cache[index] = result
@@ -224,7 +223,7 @@ def batches(
     """
     if global_batch < 1 or global_batch % world_size:
         raise UserError(
-            key="batch_size",
+            key="training.global_batch",
             value=global_batch,
             reason=f"cannot be divided among {world_size} ranks",
             fix=f"use a multiple of {world_size}",

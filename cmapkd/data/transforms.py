@@ -12,13 +12,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
 from cmapkd.errors import UserError
+
+if TYPE_CHECKING:
+    from open_clip.transform import PreprocessCfg
 
 # 50 megapixels: larger than any picture of COCO, CC3M or ImageNet, and 150 MB once decoded.
 MAX_PIXELS = 50_000_000
@@ -61,14 +64,14 @@ class EvaluationTransform:
     """open_clip's evaluation transform for a model's ``preprocess_cfg``; uses no random numbers.
 
     Args:
-        preprocess: ``size``, ``mean``, ``std``, ``interpolation``, ``resize_mode``, ``fill_color`` (missing: open_clip's own).
+        preprocess: open_clip's ``PreprocessCfg``, or a mapping with its fields: ``size``, ``mean``, ``std``,
+            ``interpolation``, ``resize_mode``, ``fill_color``; those that are missing take open_clip's defaults.
     """
 
-    def __init__(self, preprocess: Mapping[str, Any]) -> None:
+    def __init__(self, preprocess: PreprocessCfg | Mapping[str, Any]) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        known = {name: value for name, value in preprocess.items() if name in PreprocessCfg.__dataclass_fields__}
-        self.cfg = PreprocessCfg(**known)
+        self.cfg = PreprocessCfg(**preprocess) if isinstance(preprocess, Mapping) else preprocess
         self._transform = image_transform_v2(self.cfg, is_train=False)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> torch.Tensor:
@@ -90,19 +93,19 @@ class TrainTransform:
         preprocess: the model's ``preprocess_cfg`` (see ``EvaluationTransform``).
         scale: smallest and largest share of the picture's area that a crop covers.
         ratio: smallest and largest aspect ratio (width / height) of a crop.
-        flip: probability of a horizontal flip; off by default, as it makes captions with "left of" untrue.
+        flip: mirror every second picture at random; off by default, as it makes captions with "left of" untrue.
 
     Raises:
-        UserError: impossible ``scale``, ``ratio`` or ``flip``.
+        UserError: impossible ``scale`` or ``ratio``.
     """
 
     def __init__(
         self,
-        preprocess: Mapping[str, Any],
+        preprocess: PreprocessCfg | Mapping[str, Any],
         *,
         scale: Sequence[float] = (0.9, 1.0),
         ratio: Sequence[float] = (3 / 4, 4 / 3),
-        flip: float = 0.0,
+        flip: bool = False,
     ) -> None:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(
@@ -110,8 +113,6 @@ class TrainTransform:
             )
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
             raise UserError(key="augmentation.ratio", value=ratio, reason="must be two ratios width / height, 0 < low <= high")
-        if not 0 <= flip <= 1:
-            raise UserError(key="augmentation.flip", value=flip, reason="must be a probability between 0 and 1")
         self.scale, self.ratio, self.flip = tuple(scale), tuple(ratio), flip
         self._evaluation = EvaluationTransform(preprocess)
         cfg = self._evaluation.cfg
@@ -136,7 +137,7 @@ class TrainTransform:
             for step in self._geometry:
                 image = step(image)
         pixels = np.asarray(image)  # (H, W, 3) uint8
-        if self.flip and rng.random() < self.flip:
+        if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # (3, H, W)
 
@@ -163,9 +164,9 @@ def crop_box(
             left = int(rng.random() * (width - crop_width + 1))
             return left, top, crop_width, crop_height
     if width / height < ratio[0]:
-        crop_width, crop_height = width, min(height, round(width / ratio[0]))
+        crop_width, crop_height = width, max(1, min(height, round(width / ratio[0])))
     elif width / height > ratio[1]:
-        crop_width, crop_height = min(width, round(height * ratio[1])), height
+        crop_width, crop_height = max(1, min(width, round(height * ratio[1]))), height
     else:
         crop_width, crop_height = width, height
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height

@@ -1,9 +1,9 @@
 """Image-text retrieval: exact ranks, recall at k and margins, in both directions.
 
-Rules (Karpathy test splits of COCO and Flickr30K, as CLIP and open_clip report them): an image counts as found when *any* of its
-captions is in the top k (denominator: images); a caption counts as found when its image is (denominator: captions). Scores are
-dot products in fp32. A tie is broken by index: ``rank = #(score > target) + #(score == target and lower index)``, so a model
-that maps everything to one point scores k / N and not 100 %.
+Rules (Karpathy test splits of COCO and Flickr30K, as CLIP and open_clip report them): an image counts as found when *any* of
+its captions is in the top k (denominator: images); a caption counts as found when its image is (denominator: captions).
+Scores are dot products in fp32. A tie is broken by index, ``rank = #(score > target) + #(score == target and lower index)``, so
+a model that maps everything to one point scores k / N and not 100 %.
 
 Adapted: scores are computed in blocks of rows and dropped, so memory grows with N + M and never with N * M.
 """
@@ -62,29 +62,30 @@ def retrieve(images: Tensor, texts: Tensor, owner: Tensor | np.ndarray, chunk: i
 
     order = torch.argsort(owners, stable=True)  # captions grouped by image, in order of index within a group
     starts = torch.searchsorted(owners[order], torch.arange(count + 1, device=owners.device))
-    i2t, margin, t2i = [], [], []
+    # Results are written in place: small tensors kept from each block would pin the holes that its large ones leave.
+    i2t, margin = torch.empty(count, dtype=torch.int32), torch.empty(count)
+    t2i = torch.empty(len(texts), dtype=torch.int32)
     with full_precision():
         for first, scores in score_blocks(images, texts, chunk):  # (rows, M)
-            own = order[starts[first] : starts[first + len(scores)]]  # columns of the captions of these rows
+            rows = slice(first, first + len(scores))
+            own = order[starts[first] : starts[rows.stop]]  # columns of the captions of these rows
             row = owners[own] - first
             value = scores[row, own]
-            best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, row, value, "amax")  # (rows,)
+            best = value.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, value, "amax")  # (rows,)
             # The lowest index among the best own captions; the others of a row are parked beyond the last column.
             column = torch.where(value == best[row], own, len(texts))
-            target = torch.full_like(best, len(texts), dtype=torch.long).scatter_reduce(0, row, column, "amin")
+            target = own.new_full((len(scores),), len(texts)).scatter_reduce(0, row, column, "amin")
             scores[row, own] = -torch.inf  # an own caption never outranks the best own one
-            i2t.append(_rank(scores, best, target))
-            margin.append(best - scores.amax(1))
+            i2t[rows] = _rank(scores, best, target).cpu()
+            margin[rows] = (best - scores.amax(1)).cpu()
         for first, scores in score_blocks(texts, images, chunk):  # (rows, N)
-            t2i.append(target_ranks(scores, owners[first : first + len(scores)]))
-    gap = torch.cat(margin)
-    gap[~gap.isfinite()] = torch.nan
-    return Retrieval(i2t=torch.cat(i2t).cpu().numpy(), t2i=torch.cat(t2i).cpu().numpy(), margin=gap.cpu().numpy())
+            rows = slice(first, first + len(scores))
+            t2i[rows] = target_ranks(scores, owners[rows]).cpu()
+    margin[~margin.isfinite()] = torch.nan
+    return Retrieval(i2t.numpy(), t2i.numpy(), margin.numpy())
 
 
-def ranks(
-    images: Tensor, texts: Tensor, owner: Tensor | np.ndarray, chunk: int = 1024
-) -> tuple[np.ndarray, np.ndarray]:
+def ranks(images: Tensor, texts: Tensor, owner: Tensor | np.ndarray, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
     """0-based int32 ranks ``(i2t (N,), t2i (M,))``; see ``retrieve`` for arguments, rules and errors."""
     found = retrieve(images, texts, owner, chunk)
     return found.i2t, found.t2i
@@ -131,13 +132,17 @@ def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def score_blocks(queries: Tensor, candidates: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index of the first query, scores (rows, candidates)) for consecutive blocks of queries."""
+    """Yield (index of the first query, scores (rows, candidates)) for consecutive blocks of queries.
+
+    All blocks lie in one buffer, so each must be used up before the next.
+    """
+    buffer = queries.new_empty(max(2, min(chunk, len(queries))), len(candidates))
     for first in range(0, len(queries), chunk):
         block = queries[first : first + chunk]
         # One row alone goes through a matrix-vector kernel, which sums in another order at the edges: equal candidates would
         # get unequal scores and ties would be broken by rounding.
-        scores = (block if len(block) > 1 else block.expand(2, -1)) @ candidates.T
-        yield first, scores[: len(block)]
+        twin = block if len(block) > 1 else block.expand(2, -1)
+        yield first, torch.mm(twin, candidates.T, out=buffer[: len(twin)])[: len(block)]
 
 
 def finite(embeddings: Tensor, what: str) -> Tensor:

@@ -1,13 +1,14 @@
 """Visual question answering: official VQAv2 accuracy, and a small head on the frozen towers.
 
-Accuracy (Antol et al. 2015; the evaluation script of visualqa.org): an answer scores the mean over the ten leave-one-out sets of
-annotators of ``min(1, matches / 3)``. Answers are stripped and unwrapped always, and normalised (punctuation, case, number words,
-articles, contractions) *only when the ten annotators do not all say the same*. Written from those rules, quirks included.
+Accuracy (Antol et al. 2015; the evaluation script of visualqa.org): an answer scores the mean over the ten leave-one-out sets
+of annotators of ``min(1, matches / 3)``. Answers are stripped and unwrapped always, and normalised (punctuation, case, number
+words, articles, contractions) *only when the ten annotators do not all say the same*. Written from those rules, with the
+script's quirks.
 
-Head (after Teney et al. 2018 and the CLIP probes that follow it): the answers that are the most common answer of at least
-``min_count`` training questions are classes; an MLP on ``[v; t; v * t]`` is trained with binary cross-entropy against soft targets
-(an answer's accuracy). Adapted: v and t are the frozen model's own embeddings of picture and question, standardised by training
-statistics. The question-only baseline is the same head with v zeroed: what the language alone gives away.
+Head (after Teney et al. 2018 and the probes of CLIP that follow it): the answers that are the most common one of at least
+``min_count`` training questions are classes; an MLP on ``[v; t; v * t]`` is trained with binary cross-entropy against soft
+targets (an answer's accuracy). Adapted: v and t are the frozen model's own embeddings of picture and question, standardised by
+training statistics. The question-only baseline is the same head with v zeroed: what the language alone gives away.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,21 +31,21 @@ from cmapkd.evaluation.retrieval import finite, full_precision
 
 ANSWER_TYPES = {"yes/no": "yes_no", "number": "number", "other": "other"}
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
-_NUMBER_WORDS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))
-_NUMBER_WORDS["none"] = "0"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = {"a", "an", "the"}
-# A spelling with exactly one apostrophe missing is mended. Words are lower-cased before, so the script's entries for "Im", "Id've"
-# and "Ive" never apply and are left out.
+# A spelling with exactly one apostrophe missing is mended. Words are lower-cased before, so the script's entries for "Im",
+# "Id've" and "Ive" never apply and are left out.
 _CONTRACTIONS = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd
-    how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't
-    'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've
-    someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've
-    they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've
-    who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd
-    you'd've you'll you're you've
-""".split()
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd've he's how'd
+    he'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
+    oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
+    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
+    where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
+    y'all'll y'all'd've you'd you'd've you'll you're you've
+""".split()  # noqa: SIM905 - plain words read better
 _MENDED = {word[:i] + word[i + 1 :]: word for word in _CONTRACTIONS for i, letter in enumerate(word) if letter == "'"}
 _MENDED["somebody'd"] = "somebodyd"  # as the script has it
 
@@ -56,6 +58,7 @@ def unwrap(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise(answer: str) -> str:
     """The official normal form: punctuation, lower case, number words, articles, contractions."""
     answer = unwrap(answer)
@@ -99,18 +102,23 @@ def _most_common(answers: Sequence[str]) -> str:
 
 
 def soft_targets(answers: Sequence[Sequence[str]], words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Sparse targets: (Q, 10) indices into ``words`` and (Q, 10) accuracies in 0..1, padded with index 0 and 0.
+    """Sparse targets: (Q, K) indices into ``words`` and (Q, K) accuracies in 0..1 of each question's K or fewer known answers.
 
-    Raises:
-        ValueError: a question has more than ten different answers.
+    Padded with index 0 and value 0. Training compares normal forms, whether or not the annotators agree.
     """
     place = {word: index for index, word in enumerate(words)}
-    indices, values = torch.zeros(len(answers), 10, dtype=torch.long), torch.zeros(len(answers), 10)
-    for row, given in enumerate(answers):
-        found = [(place[word], accuracy(word, given)) for word in dict.fromkeys(map(normalise, given)) if word in place]
-        for column, (index, value) in enumerate(found):
-            indices[row, column], values[row, column] = index, value
-    return indices, values
+    rows = []
+    for given in answers:
+        counts = Counter(map(normalise, given))
+        rows.append([(place[word], _leave_one_out(n, len(given))) for word, n in counts.items() if word in place])
+    width = max(map(len, rows), default=0) or 1
+    padded = [row + [(0, 0.0)] * (width - len(row)) for row in rows]
+    return torch.tensor([[i for i, _ in row] for row in padded]), torch.tensor([[v for _, v in row] for row in padded])
+
+
+def ceiling(answers: Sequence[str], known: set[str]) -> float:
+    """The best official accuracy in 0..1 that any of the ``known`` answers reaches on one question."""
+    return max((accuracy(word, answers) for word in {normalise(one) for one in answers} & known), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +129,8 @@ class QuestionSet:
         image: (Q,) row of ``images`` below that each question is about.
         text: (Q,) row of ``texts`` below that holds each question's embedding.
         images: (N, D) embeddings.
-        texts: (T, D) embeddings of the distinct questions.
+        texts: (T, D) embeddings of distinct texts, questions among them.
         answers: the annotators' answers of each question.
-        types: "yes/no", "number" or "other" for each question.
     """
 
     image: Tensor
@@ -131,7 +138,6 @@ class QuestionSet:
     images: Tensor
     texts: Tensor
     answers: list[list[str]]
-    types: list[str]
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -146,9 +152,8 @@ class AnswerHead(nn.Module):
     def __init__(self, train: QuestionSet, answers: int, hidden: int, *, blind: bool, generator: torch.Generator) -> None:
         super().__init__()
         self.blind = blind
-        self.statistics = [_statistics(train.images), _statistics(train.texts)]
-        width = train.texts.shape[1] * (1 if blind else 3)
-        device = train.images.device
+        self.statistics = {"v": _statistics(train.images), "t": _statistics(train.texts[train.text.unique()])}
+        width, device = train.texts.shape[1] * (1 if blind else 3), train.images.device
         self.first = nn.utils.skip_init(nn.Linear, width, hidden, device=device)
         self.last = nn.utils.skip_init(nn.Linear, hidden, answers, device=device)
         for layer, gain in ((self.first, 2.0), (self.last, 1.0)):
@@ -157,18 +162,20 @@ class AnswerHead(nn.Module):
             layer.weight.data.copy_(weight)
             layer.bias.data.zero_()
 
-    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Logits (B, A) of embeddings ``images`` (B, D) and ``texts`` (B, D)."""
-        (v_mean, v_scale), (t_mean, t_scale) = self.statistics
-        t = (texts - t_mean) * t_scale
-        if self.blind:
-            return self.last(F.relu(self.first(t)))
-        v = (images - v_mean) * v_scale
-        return self.last(F.relu(self.first(torch.cat([v, t, v * t], dim=1))))  # (B, 3D) -> (B, A)
+    def standardise(self, questions: QuestionSet) -> QuestionSet:
+        """The set with its tables of embeddings as this head expects them (done once, not for each question)."""
+        (v_mean, v_scale), (t_mean, t_scale) = self.statistics["v"], self.statistics["t"]
+        return replace(questions, images=(questions.images - v_mean) * v_scale, texts=(questions.texts - t_mean) * t_scale)
+
+    def forward(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, A) of standardised embeddings of pictures (B, D) and questions (B, D)."""
+        features = t if self.blind else torch.cat([v, t, v * t], dim=1)  # (B, 3D)
+        logits: Tensor = self.last(F.relu(self.first(features)))
+        return logits
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation of each dimension; a constant dimension stays zero."""
+    """Mean and inverse standard deviation of each dimension; a constant dimension becomes zero."""
     deviation = features.std(0, correction=0)
     return features.mean(0), torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), torch.zeros_like(deviation))
 
@@ -179,9 +186,10 @@ def train_head(train: QuestionSet, words: Sequence[str], config: VqaConfig, *, s
     device = train.images.device
     head = AnswerHead(train, len(words), config.hidden, blind=blind, generator=generator)
     # Before any evidence an answer is as likely as its mean target: the first steps need not learn that.
-    indices, values = (part.to(device) for part in soft_targets(train.answers, words))
-    prior = torch.zeros(len(words), device=device).index_add_(0, indices.flatten(), values.flatten()) / len(train)
+    indices, values = soft_targets(train.answers, words)
+    prior = torch.zeros(len(words)).index_add_(0, indices.flatten(), values.flatten()) / len(train)
     head.last.bias.data.copy_(torch.logit(prior.clamp(1e-4, 1 - 1e-4)))
+    indices, values = indices.to(device), values.to(device)
 
     matrices, vectors = [head.first.weight, head.last.weight], [head.first.bias, head.last.bias]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -190,11 +198,12 @@ def train_head(train: QuestionSet, words: Sequence[str], config: VqaConfig, *, s
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.lr, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=False
     )
+    ready = head.standardise(train)
     with full_precision(), torch.enable_grad():
         for _ in range(config.epochs):
             order = torch.randperm(len(train), generator=generator).to(device)
             for batch in order.split(config.batch_size):
-                logits = head(train.images[train.image[batch]], train.texts[train.text[batch]])  # (B, A)
+                logits = head(ready.images[ready.image[batch]], ready.texts[ready.text[batch]])  # (B, A)
                 target = torch.zeros_like(logits).scatter_add_(1, indices[batch], values[batch])  # padding adds 0
                 loss = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(batch)
                 optimiser.zero_grad(set_to_none=True)
@@ -206,6 +215,7 @@ def train_head(train: QuestionSet, words: Sequence[str], config: VqaConfig, *, s
 
 def predict(head: AnswerHead, questions: QuestionSet, words: Sequence[str], chunk: int = 4096) -> list[str]:
     """The head's answer to each question."""
+    questions = head.standardise(questions)
     with full_precision():
         best = [
             head(questions.images[image], questions.texts[text]).argmax(1)
@@ -228,14 +238,23 @@ def vqa_metrics(scores: np.ndarray, types: np.ndarray, chosen: np.ndarray | None
     return {**means, "questions": int(chosen.sum())}
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Official accuracies in 0..1 of each question of a test set, each (Q,) float64: of the head, of the question-only head,
+    and the best that any answer of the vocabulary reaches."""
+
+    head: np.ndarray
+    question_only: np.ndarray
+    ceiling: np.ndarray
+
+
 def answer_questions(
     train: QuestionSet, tests: Sequence[QuestionSet], config: VqaConfig, *, seed: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> tuple[list[str], list[Scores]]:
     """Train the head and its question-only twin; score every test set.
 
     Returns:
-        For each test set three (Q,) float32 arrays of accuracies in 0..1: of the head, of the question-only head, and the best
-        that any answer of the vocabulary reaches (the ceiling).
+        The vocabulary, and the scores of each test set.
 
     Raises:
         UserError: an embedding is not finite, or no answer is frequent enough for the vocabulary.
@@ -251,13 +270,10 @@ def answer_questions(
             fix="lower min_count or train on more questions",
         )
     heads = [train_head(train, words, config, seed=seed, blind=blind) for blind in (False, True)]
-    results = []
+    known, results = set(words), []
     for questions in tests:
-        given = [predict(head, questions, words) for head in heads]
-        scores = [
-            np.asarray([accuracy(a, truth) for a, truth in zip(answers, questions.answers, strict=True)], np.float32)
-            for answers in given
-        ]
-        ceiling = soft_targets(questions.answers, words)[1].amax(1).numpy()
-        results.append((scores[0], scores[1], ceiling))
-    return results
+        heard = [predict(head, questions, words) for head in heads]
+        columns = [[accuracy(*pair) for pair in zip(given, questions.answers, strict=True)] for given in heard]
+        columns.append([ceiling(truth, known) for truth in questions.answers])
+        results.append(Scores(*(np.asarray(column, np.float64) for column in columns)))
+    return words, results

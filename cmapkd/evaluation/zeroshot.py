@@ -51,7 +51,12 @@ def read_prompts(directory: str | Path) -> ClassPrompts:
 
 
 def build_classifier(
-    model: nn.Module, tokenizer: Callable[..., Tensor], prompts: ClassPrompts, *, device: str | torch.device, batch_size: int = 512
+    model: nn.Module,
+    tokenizer: Callable[..., Tensor],
+    prompts: ClassPrompts,
+    *,
+    device: str | torch.device,
+    batch_size: int = 512,
 ) -> Tensor:
     """Normalised class embeddings (C, D) in fp32 on ``device``; about ``batch_size`` prompts are encoded at a time."""
     weights = build_zero_shot_classifier(

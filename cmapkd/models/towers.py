@@ -134,7 +134,8 @@ def save(model: nn.Module, name: str, directory: Path) -> None:
     preprocess = open_clip.get_model_preprocess_cfg(model)
     write_json(directory / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
     with atomic_path(directory / WEIGHTS) as temporary:
-        save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, temporary)
+        # Always fp32, so that a student trained in half precision loads like any other.
+        save_file({key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}, temporary)
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:

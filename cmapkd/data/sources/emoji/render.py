@@ -83,16 +83,19 @@ def render_all(drawings: Iterable[Drawing], size: int) -> dict[str, Picture]:
     return {picture.drawing.id: picture for picture in pictures if picture is not None}
 
 
-def near_duplicates(left: list[Picture], right: list[Picture]) -> np.ndarray:
-    """Boolean matrix (len(left), len(right)): which pictures a person would take for copies of one another."""
+def near_duplicates(left: list[Picture], right: list[Picture], factor: float = 1.0) -> np.ndarray:
+    """Boolean matrix (len(left), len(right)): which pictures a person would take for copies of one another.
+
+    ``factor`` scales both thresholds: above 1 it finds pictures that merely look alike.
+    """
     if not left or not right:
         return np.zeros((len(left), len(right)), dtype=bool)
     a = np.stack([picture.bits for picture in left]).astype(np.float32)  # (N, 64)
     b = np.stack([picture.bits for picture in right]).astype(np.float32)  # (M, 64)
     distance = a @ (1 - b).T + (1 - a) @ b.T  # Hamming
-    close = distance <= HASH_DISTANCE
+    close = distance <= HASH_DISTANCE * factor
     rows, columns = np.nonzero(close)
     if len(rows):
         difference = np.stack([p.colours for p in left])[rows] - np.stack([p.colours for p in right])[columns]
-        close[rows, columns] = np.abs(difference).mean(axis=1) <= COLOUR_DISTANCE
+        close[rows, columns] = np.abs(difference).mean(axis=1) <= COLOUR_DISTANCE * factor
     return close

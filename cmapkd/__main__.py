@@ -1,0 +1,5 @@
+"""``python -m cmapkd``."""
+
+from cmapkd.cli import main
+
+main()

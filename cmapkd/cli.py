@@ -1,0 +1,246 @@
+"""The command line: one sub-command for each rule of the workflow, usable without Snakemake.
+
+Every command takes ``--experiment`` (a file of ``config/``, or the ``experiment.yaml`` that a run of the workflow keeps
+with its results) and ``--results`` (the folder that holds all experiments). torch is imported only by what needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmapkd import __version__
+from cmapkd.errors import UserError, nearest
+
+app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
+paper_app = typer.Typer(no_args_is_help=True, help="Tables, figures and the document, from metric files alone.")
+config_app = typer.Typer(no_args_is_help=True, help="Check an experiment file; generate the documentation of its keys.")
+app.add_typer(data_app, name="data")
+app.add_typer(paper_app, name="paper")
+app.add_typer(config_app, name="config")
+
+Experiment = Annotated[Path, typer.Option("--experiment", "-e", help="experiment file")]
+Results = Annotated[Path, typer.Option("--results", help="folder that holds all experiments")]
+DEFAULT = Path("config/mini.yaml")
+RESULTS = Path("results")
+
+
+@data_app.command("fetch")
+def data_fetch(dataset: str, out: Annotated[Path, typer.Option(help="list of the fetched files")], experiment: Experiment = DEFAULT) -> None:
+    """Fetch and verify what a data set is made from."""
+    from cmapkd.data.sources import build_source
+    from cmapkd.files import write_json
+
+    files = build_source(_dataset(experiment, dataset), cache()).fetch()
+    write_json(out, [file.as_json() for file in files])
+
+
+@data_app.command("build")
+def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Write a data set as webdataset shards with a manifest."""
+    from cmapkd.data.shards import write_dataset
+    from cmapkd.data.sources import build_source
+
+    source = build_source(_dataset(experiment, dataset), cache())
+    manifest = write_dataset(source, _home(experiment, results) / "data" / dataset, dataset=dataset)
+    for split, about in manifest["splits"].items():
+        typer.echo(f"{dataset}/{split}: {about['samples']} samples in {len(about['shards'])} shards", err=True)
+
+
+@data_app.command("contact")
+def data_contact(dataset: str, split: str, out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Draw a contact sheet of a split, for a person to look at."""
+    from cmapkd.data.contact import contact_sheet
+    from cmapkd.data.split import Split
+
+    contact_sheet(Split(_home(experiment, results) / "data" / dataset, split), out)
+
+
+@data_app.command("verify")
+def data_verify(dataset: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Recompute the digests of all shards against the manifest."""
+    from cmapkd.data.shards import verify
+
+    verify(_home(experiment, results) / "data" / dataset)
+    typer.echo(f"{dataset}: every shard is as its manifest says")
+
+
+@app.command("train")
+def train(
+    address: str,
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    threads: Annotated[int, typer.Option(help="CPU threads of each rank; 0: all")] = 0,
+    ranks: Annotated[int, typer.Option(help="data-parallel processes on this machine; 0: as the experiment says")] = 0,
+) -> None:
+    """Train one stage, by its address in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint."""
+    plan = _plan(experiment)
+    if address not in plan.stages:
+        raise UserError(key="stage", value=address, reason="is not in the plan of this experiment", fix=nearest(address, list(plan.stages)))
+    ranks = ranks or plan.experiment.training.ranks
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if ranks > 1 and "RANK" not in os.environ:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "cmapkd"]
+        raise SystemExit(subprocess.call([*command, *sys.argv[1:]]))
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from cmapkd.training.loop import Interrupted, train_stage
+
+    try:
+        train_stage(plan.stages[address], results / plan.experiment.name, plan.experiment.training)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise SystemExit(143) from None  # 128 + SIGTERM: an unfinished job, not a failed one
+
+
+@app.command("collect")
+def collect(run: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Gather a run's result (RUN is `<name>/<seed>`): the student of its last stage as an open_clip directory, and its history."""
+    from cmapkd.runs import collect_run
+
+    collect_run(_plan(experiment), run, results)
+
+
+@app.command("evaluate")
+def evaluate(
+    run: str,
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all")] = 0,
+) -> None:
+    """Measure a run (RUN is `<name>/<seed>`, the teacher's is `Teacher/<seed>`) on everything the experiment evaluates."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from cmapkd.evaluation.run import evaluate_run
+
+    evaluate_run(_plan(experiment), run, results)
+
+
+@paper_app.command("table")
+def paper_table(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Write one table as LaTeX, with the parents of every cell beside it."""
+    from cmapkd.paper.build import build_table
+
+    build_table(name, _paper(experiment, results))
+
+
+@paper_app.command("figure")
+def paper_figure(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Draw one figure as PDF, with its values and parents beside it."""
+    from cmapkd.paper.build import build_figure
+
+    build_figure(name, _paper(experiment, results))
+
+
+@paper_app.command("document")
+def paper_document(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Put tables, figures and macros together, and typeset `paper.pdf` where LaTeX is installed."""
+    from cmapkd.paper.build import build_document
+
+    build_document(_paper(experiment, results))
+
+
+@app.command("trace")
+def trace(table: str, row: str, column: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Where a number of a table comes from: runs, code, data, machine, and the command that recomputes it."""
+    from cmapkd.paper.trace import trace as trace_cell
+
+    typer.echo(trace_cell(_paper(experiment, results), table, row, column))
+
+
+@app.command("plan")
+def plan(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """List the trainings of an experiment: address, what it is, and whether it is done. Shared stages appear once."""
+    made = _plan(experiment)
+    home = results / made.experiment.name
+    for stage in made.stages.values():
+        done = "done" if (home / "stages" / stage.address / "stage.json").is_file() else "open"
+        typer.echo(f"{done}  {stage.address:34} {stage.label}")
+    total = sum(len(run.stages) for run in made.runs)
+    typer.echo(f"{len(made.stages)} trainings for {len(made.runs)} runs of {total} stages in all, and the teacher's")
+
+
+@config_app.command("check")
+def config_check(file: Path) -> None:
+    """Check an experiment file, without starting anything."""
+    made = _plan(file)
+    typer.echo(f"{file}: fine; {len(made.stages)} trainings, {len(made.runs)} runs")
+
+
+@config_app.command("document")
+def config_document(fix: Annotated[bool, typer.Option("--fix", help="write the files; otherwise only compare")] = False) -> None:
+    """Compare `config/README.md` and the JSON schema with the code that defines the keys."""
+    from cmapkd.config.document import update
+
+    stale = update(fix=fix)
+    if stale and not fix:
+        raise UserError(key=", ".join(stale), reason="does not agree with the code", fix="run `cmapkd config document --fix`")
+
+
+def cache() -> Path:
+    """Folder of downloads, shared by all experiments."""
+    base = os.environ.get("CMAPKD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmapkd"
+    return Path(base)
+
+
+def _plan(experiment: Path):  # type: ignore[no-untyped-def]
+    from cmapkd.config import load_experiment
+    from cmapkd.plan import make_plan
+
+    return make_plan(load_experiment(experiment))
+
+
+def _home(experiment: Path, results: Path) -> Path:
+    from cmapkd.config import load_experiment
+
+    return results / load_experiment(experiment).name
+
+
+def _dataset(experiment: Path, dataset: str):  # type: ignore[no-untyped-def]
+    from cmapkd.config import load_experiment
+
+    datasets = load_experiment(experiment).datasets
+    if dataset not in datasets:
+        raise UserError(key="dataset", value=dataset, reason="is not in this experiment", fix=nearest(dataset, list(datasets)))
+    return datasets[dataset]
+
+
+def _paper(experiment: Path, results: Path):  # type: ignore[no-untyped-def]
+    from cmapkd.config import load_experiment
+    from cmapkd.runs import paper_context
+
+    return paper_context(load_experiment(experiment), results, experiment)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"cmapkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: a user's mistake is a message and exit code 2, never a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cmapkd").setLevel(logging.INFO)
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,66 @@
+"""Options of the paper: which tables and figures, what their data sets are called, whether planned numbers are shown."""
+
+from __future__ import annotations
+
+from pydantic import field_validator
+
+from cmapkd.config.base import Config, Field
+from cmapkd.errors import nearest
+
+
+class PaperConfig(Config):
+    """What the paper holds. Nothing here changes a measurement."""
+
+    title: str = Field(
+        "Adaptive Pyramid-Based Cross-Modal Knowledge Distillation", min_length=1, description="title of `paper.pdf`"
+    )
+    tables: tuple[str, ...] = Field(
+        ("table2", "table3", "table5"), description="tables, in the order in which the paper shows them"
+    )
+    figures: tuple[str, ...] = Field(("figure3",), description="figures, in the order in which the paper shows them")
+    planned: bool = Field(
+        False,
+        description="show the planned numbers of `config/planned.yaml` beside the measured ones, labelled as planned; "
+        "they are not results",
+    )
+    labels: dict[str, str] = Field(
+        {},
+        description="what the paper calls a split: `<dataset>/<split>`, or `<task>:<dataset>/<split>` for one task "
+        "(retrieval, zeroshot or vqa), to the text shown, e.g. `Emoji Scenes, unseen drawings (in place of COCO 5K)`",
+    )
+    weights_run: str = Field(
+        "", description="run whose layer weights figure 3 shows; empty: the first run that recorded ALSN weights"
+    )
+    weights_samples: int = Field(100, ge=10, le=1000, unit="samples", description="samples drawn as points in figure 3")
+
+    @field_validator("tables")
+    @classmethod
+    def _known_tables(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from cmapkd.paper.tables import TABLES
+
+        return _known(names, list(TABLES), "table")
+
+    @field_validator("figures")
+    @classmethod
+    def _known_figures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from cmapkd.paper.figures import FIGURES
+
+        return _known(names, list(FIGURES), "figure")
+
+    @field_validator("labels")
+    @classmethod
+    def _label_keys(cls, labels: dict[str, str]) -> dict[str, str]:
+        for key in labels:
+            task, _, split = key.rpartition(":")
+            if task not in ("", "retrieval", "zeroshot", "vqa") or split.count("/") != 1 or not all(split.split("/")):
+                raise ValueError(f"{key!r} is neither `<dataset>/<split>` nor `retrieval|zeroshot|vqa:<dataset>/<split>`")
+        return labels
+
+
+def _known(names: tuple[str, ...], known: list[str], what: str) -> tuple[str, ...]:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no {what} is called {name!r}; {nearest(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a {what} is named twice")
+    return names

@@ -1,0 +1,80 @@
+"""What an objective is. The loop knows nothing of distillation: it asks an objective for representations and for a loss.
+
+An objective works in two steps, so that a loss over the global batch can be computed however that batch is cut into
+ranks and micro-batches:
+
+- ``represent``: what the loss needs of each sample, batch-first, from the outputs of student and teacher;
+- ``combine``: the loss, from the representations of this rank's whole share of the batch.
+
+With one micro-batch the loss is ``combine(represent(...))``; with several, the loop backpropagates through ``combine``
+once and through ``represent`` micro-batch by micro-batch (Gao et al. 2021, "GradCache"), which is exact.
+Modules that belong to a loss are members of the objective, so they are trained, averaged over ranks and saved with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cmapkd.config.methods import StageConfig
+from cmapkd.models.pyramid import PyramidOutputs
+from cmapkd.models.towers import TapShapes, TowerOutputs
+
+Representations = dict[str, Tensor]
+
+
+@dataclass
+class Terms:
+    """A loss and what it consists of; ``parts`` are logged at every step and carry no gradient."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class TeacherOutputs:
+    """What the frozen teacher says of a batch, without gradient; ``pyramid`` only where the objective uses one."""
+
+    towers: TowerOutputs
+    pyramid: PyramidOutputs | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an objective is built for: the stage, the models' shapes, the pyramid's sizes, its own options."""
+
+    stage: StageConfig
+    options: Mapping[str, Any]
+    student: TapShapes
+    teacher: TapShapes | None
+    pyramid: Mapping[str, Any] | None
+
+
+class Objective(nn.Module):
+    """Base of every objective; see the module header."""
+
+    needs_taps: ClassVar[bool] = False  # whether the models must return the outputs of their blocks
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        super().__init__()
+        self.surroundings = surroundings
+
+    def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:
+        """Per-sample tensors of this micro-batch, each (b, ...), float; those of the teacher without gradient."""
+        raise NotImplementedError
+
+    def combine(self, representations: Representations) -> Terms:
+        """The loss over this rank's rows, batch-wise terms against the global batch."""
+        raise NotImplementedError
+
+    def group_of(self, parameter: str) -> str:
+        """The group (of `trains` and `group_lr` in a stage) that a parameter of this objective belongs to."""
+        return "heads"
+
+
+def embeddings(student: TowerOutputs) -> Representations:
+    """Representations that every method with a task loss needs. The scale is repeated so that it is batch-first too."""
+    return {"image": student.image, "text": student.text, "logit_scale": student.logit_scale.expand(len(student.image))}

@@ -1,0 +1,178 @@
+"""Numbers with parents, and the tables made of them. A number without a parent cannot be constructed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from cmapkd.errors import UserError
+
+CAPTION = "caption"  # row key of the numbers that a caption states
+Direction = Literal["up", "down", ""]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a number was read: file (relative to the results directory), its SHA-256 then, run, seed, keys within the file."""
+
+    file: str
+    sha256: str
+    run: str | None
+    seed: int | None
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the paper: mean over ``n`` seeds, sample standard deviation when n >= 2, and where it comes from."""
+
+    value: float
+    n: int
+    parents: tuple[Parent, ...]
+    std: float | None = None
+    recipe: str = "mean over seeds"  # how the value follows from its parents
+    planned: bool = False  # written before any experiment; never a result
+
+    def __post_init__(self) -> None:
+        if not self.parents:
+            raise UserError(
+                key="cell", value=self.value, reason="a number without a parent", fix="read it through cmapkd.paper.metrics"
+            )
+        if not math.isfinite(self.value) or (self.std is not None and not math.isfinite(self.std)):
+            raise UserError(key=self.parents[0].file, value=self.value, reason="is not a finite number")
+        if (self.std is not None) != (self.n >= 2):
+            raise UserError(
+                key=self.parents[0].file, value=self.n, reason="a standard deviation is given exactly when there are two seeds"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "std": self.std,
+            "n": self.n,
+            "recipe": self.recipe,
+            **({"planned": True} if self.planned else {}),
+            "parents": [{**asdict(parent), "keys": list(parent.keys)} for parent in self.parents],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Cell:
+        parents = tuple(
+            Parent(file=p["file"], sha256=p["sha256"], run=p["run"], seed=p["seed"], keys=tuple(p["keys"]))
+            for p in content["parents"]
+        )
+        return cls(
+            value=content["value"],
+            n=content["n"],
+            parents=parents,
+            std=content["std"],
+            recipe=content["recipe"],
+            planned=content.get("planned", False),
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. ``key`` names it in ``table<N>.json``, in macros and in ``cmapkd trace``."""
+
+    key: str
+    header: str
+    group: str = ""  # heading that spans neighbouring columns of the same group
+    direction: Direction = "up"  # which way is better
+    decimals: int | None = 1  # None: as many as the column's smallest number needs for three digits
+    deviation: bool = True  # print the deviation over seeds; pointless for what does not depend on the seed
+    ranked: bool = True  # best and second best student are marked
+    planned: bool = False
+    optional: bool = False  # a cell may be absent (planned numbers; ratios to the teacher in the teacher's own row)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the teacher or a student run."""
+
+    key: str
+    label: str
+    teacher: bool = False
+    method: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Columns shown together, over all rows; a table with several data sets stacks panels."""
+
+    title: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of numbers with parents. Texts are plain (no LaTeX); they are escaped when the table is typeset.
+
+    ``cells`` maps row key -> column key -> cell; the row ``caption`` holds the numbers the caption states.
+    """
+
+    name: str  # table2
+    title: str  # a few words
+    caption: str
+    rows: tuple[Row, ...]
+    panels: tuple[Panel, ...]
+    cells: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        keys = [column.key for column in self.columns()]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"{self.name}: column keys are not unique: {keys}")
+        for row in self.rows:
+            for column in self.columns():
+                if not column.optional and column.key not in self.cells.get(row.key, {}):
+                    raise UserError(
+                        key=f"{self.name} / {row.key} / {column.key}", reason="has no number", fix="every cell needs a parent"
+                    )
+
+    def columns(self) -> Iterator[Column]:
+        for panel in self.panels:
+            yield from panel.columns
+
+    def cell(self, row: str, column: str) -> Cell | None:
+        return self.cells.get(row, {}).get(column)
+
+    def column(self, key: str) -> Column | None:
+        return next((column for column in self.columns() if column.key == key), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "table": self.name,
+            "title": self.title,
+            "caption": self.caption,
+            "rows": [{"row": row.key, "label": row.label, "method": row.method, "teacher": row.teacher} for row in self.rows],
+            "columns": [
+                {
+                    "column": c.key,
+                    "header": c.header,
+                    "group": c.group,
+                    "panel": panel.title,
+                    "direction": c.direction,
+                    "planned": c.planned,
+                }
+                for panel in self.panels
+                for c in panel.columns
+            ],
+            "cells": {row: {column: cell.to_json() for column, cell in cells.items()} for row, cells in self.cells.items()},
+        }
+
+
+def decimals_of(values: list[float], fixed: int | None) -> int:
+    """Decimals of a column: fixed, or what its smallest non-zero number needs for three significant digits (at most 4)."""
+    if fixed is not None:
+        return fixed
+    smallest = min((abs(value) for value in values if value), default=1.0)
+    return min(4, max(0, 2 - math.floor(math.log10(smallest))))
+
+
+def number_of(value: float, decimals: int) -> str:
+    """A number as it is printed; never ``-0.0``."""
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("-") if float(text) == 0 else text

@@ -1,0 +1,123 @@
+"""What the paper needs to know of an experiment: names, order, splits, labels and paths; no numbers."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cmapkd.errors import UserError, nearest
+from cmapkd.files import slug
+
+TEACHER = "Teacher"
+PLANNED_FILE = "config/planned.yaml"
+Task = Literal["retrieval", "zeroshot", "vqa"]
+
+
+@dataclass(frozen=True)
+class PaperRun:
+    """One student run: a row of the tables."""
+
+    name: str  # its name in the experiment; also the row's key
+    label: str = ""  # what the tables call it; by default its name
+    method: str = ""  # registered objective
+    group: Literal["method", "ablation"] = "method"  # tables of methods and the ablation table show different runs
+    note: str = ""  # footnote: how it deviates from the published method
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
+
+
+@dataclass(frozen=True)
+class PaperContext:
+    """An experiment as the paper sees it.
+
+    Raises:
+        UserError: on construction, when two runs share a name or a directory, or a run is called like the teacher's row.
+    """
+
+    name: str
+    results: Path  # results/<experiment>
+    runs: tuple[PaperRun, ...]  # in the order of the tables
+    seeds: tuple[int, ...]
+    retrieval: tuple[str, ...] = ()  # split refs "<dataset>/<split>"; the first is the primary one
+    zeroshot: tuple[str, ...] = ()
+    vqa: tuple[str, ...] = ()
+    teacher_label: str = TEACHER
+    teacher_seed: int = 0
+    student_initialisation: str = "random"
+    title: str = "Adaptive Pyramid-Based Cross-Modal Knowledge Distillation"
+    tables: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    planned: bool = False
+    planned_file: Path = Path(PLANNED_FILE)
+    weights_run: str = ""  # "": the first run that recorded ALSN weights
+    weights_samples: int = 100
+    config_file: Path | None = None  # the experiment's file, for the commands that `trace` prints
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UserError(key="seeds", value=[], reason="no seed is configured", fix="list at least one seed")
+        self.directories  # noqa: B018 - refuses names that collide
+
+    @property
+    def directories(self) -> dict[str, str]:
+        """Directory below ``metrics/`` of the teacher and of each run.
+
+        Raises:
+            UserError: two names share a directory (also when only upper and lower case differ, for file systems that fold it).
+        """
+        found: dict[str, str] = {}
+        taken: dict[str, str] = {}
+        for name in (TEACHER, *(run.name for run in self.runs)):
+            directory = slug(name)
+            if directory.casefold() in taken:
+                reason = f"shares the directory name {directory!r} with {taken[directory.casefold()]!r}"
+                raise UserError(key=f"runs.{name}", reason=reason, fix="rename one of the two")
+            taken[directory.casefold()] = name
+            found[name] = directory
+        return found
+
+    @property
+    def paper(self) -> Path:
+        """Directory of the paper's files."""
+        return self.results / "paper"
+
+    def students(self, group: str = "method") -> tuple[PaperRun, ...]:
+        """Runs of one group, in order."""
+        return tuple(run for run in self.runs if run.group == group)
+
+    def seeds_of(self, run: str) -> tuple[int, ...]:
+        """Configured seeds of a run; the teacher has one."""
+        return (self.teacher_seed,) if run == TEACHER else self.seeds
+
+    def metric_file(self, run: str, seed: int) -> Path:
+        """Where a run's metrics of one seed are."""
+        directories = self.directories
+        if run not in directories:
+            raise UserError(key="run", value=run, reason="is not a run of this experiment", fix=nearest(run, list(directories)))
+        return self.results / "metrics" / directories[run] / f"{seed}.json"
+
+    def relative(self, path: Path) -> str:
+        """A file's name as parents record it: relative to the results directory, so that results can be moved."""
+        return path.relative_to(self.results).as_posix()
+
+    def resolve(self, file: str) -> Path:
+        """The inverse of ``relative``."""
+        return self.planned_file if file == PLANNED_FILE else self.results / file
+
+    def label(self, split: str, task: Task) -> str:
+        """What the paper calls a split in one task; without a configured label the split's own name."""
+        return self.labels.get(f"{task}:{split}") or self.labels.get(split) or split
+
+    def recompute(self, target: Path) -> str:
+        """The command that makes one file of the experiment again."""
+        command = ["snakemake", "--cores", "all", "--force"]
+        if self.config_file is not None:
+            command += ["--configfile", str(self.config_file)]
+        # `--configfile` takes several values: the separator keeps it from swallowing the target.
+        return shlex.join([*command, "--", str(target)])

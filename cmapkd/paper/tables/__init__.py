@@ -1,0 +1,30 @@
+"""Registry of tables. A table is one module here, with ``build(context, metrics) -> Table``, and one line below.
+
+The modules are imported when a table is built, so the names are known (to the configuration) at no cost.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cmapkd.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from cmapkd.paper.cells import Table
+    from cmapkd.paper.context import PaperContext
+    from cmapkd.paper.metrics import Metrics
+
+TABLES = {
+    "table2": "cmapkd.paper.tables.retrieval",
+    "table3": "cmapkd.paper.tables.vqa_zeroshot",
+    "table5": "cmapkd.paper.tables.efficiency",
+}
+
+
+def compute_table(name: str, context: PaperContext, metrics: Metrics) -> Table:
+    """The table of that name from the experiment's metric files."""
+    if name not in TABLES:
+        raise UserError(key="table", value=name, reason="no such table", fix=nearest(name, list(TABLES)))
+    table: Table = import_module(TABLES[name]).build(context, metrics)
+    return table

@@ -1,0 +1,36 @@
+"""What the tables share: rows, column keys over several splits, and the sentences of captions."""
+
+from __future__ import annotations
+
+from cmapkd.paper.cells import Row
+from cmapkd.paper.context import TEACHER, PaperContext, PaperRun
+
+
+def rows_of(context: PaperContext, students: tuple[PaperRun, ...]) -> tuple[Row, ...]:
+    """The teacher, then the students in the experiment's order."""
+    teacher = Row(key=TEACHER, label=context.teacher_label, teacher=True, method="teacher")
+    return (teacher, *(Row(key=run.name, label=run.shown, method=run.method, note=run.note) for run in students))
+
+
+def column_key(metric: str, split: str, splits: tuple[str, ...]) -> str:
+    """``i2t_r1`` on the first (primary) split, ``i2t_r1@dataset/split`` on the others."""
+    return metric if split == splits[0] else f"{metric}@{split}"
+
+
+def conditions(context: PaperContext) -> str:
+    """Caption sentences that every table of results needs: initialisation, seeds, what bold means."""
+    initialisation = f"Student initialisation: {context.student_initialisation}."
+    if len(context.seeds) == 1:
+        return (
+            f"{initialisation} One seed ({context.seeds[0]}). "
+            "Bold and underlined: best and second best student by value; with one seed no significance is claimed."
+        )
+    return (
+        f"{initialisation} Mean ± sample standard deviation over {len(context.seeds)} seeds (teacher: one). "
+        "Bold and underlined: best and second best student by mean; not tested for significance."
+    )
+
+
+def short(label: str) -> str:
+    """A split's label without what stands in brackets, for a panel's heading; the caption has all of it."""
+    return label.partition(" (")[0]

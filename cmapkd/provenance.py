@@ -1,0 +1,132 @@
+"""Where a number comes from: code, machine, time, versions and command of the process that computes it.
+
+Torch-free, and cheap: package versions are read from installed metadata, nothing is imported for them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+UNKNOWN = "unknown"
+
+# Distributions whose version can change a number. The lock file has the others.
+KEY_PACKAGES = (
+    "cmapkd", "torch", "torchvision", "open_clip_torch", "transformers", "deepspeed", "webdataset", "safetensors",
+    "numpy", "scipy", "scikit-learn", "pillow", "resvg-py", "snakemake",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Start:
+    """The moment a piece of work began: wall clock for people, monotonic clock for durations."""
+
+    utc: datetime = field(default_factory=lambda: datetime.now(UTC))
+    monotonic: float = field(default_factory=time.monotonic)  # [s]
+
+
+_PROCESS_START = Start()  # the module is imported early, so this is near the process's start
+
+
+def collect(
+    start: Start | None = None,
+    *,
+    config_digest: str | None = None,
+    data_digests: Mapping[str, str] | None = None,
+    stages: Sequence[Any] = (),
+    command: str | None = None,
+) -> dict[str, Any]:
+    """The ``provenance`` entry of a metric file.
+
+    Args:
+        start: when the work began; by default when this process began.
+        config_digest: digest of the configuration subtree the work depends on.
+        data_digests: data set -> digest of its manifest.
+        stages: the training stages behind the number (JSON-able), first to last.
+        command: the command that does the work; by default this process's command line.
+
+    Returns:
+        JSON-able dictionary: commit, dirty (true, false or "unknown"), config_digest, data_digests, stages, host,
+        started (UTC, ISO 8601), wall_seconds [s], versions, image_digest, command.
+    """
+    start = start or _PROCESS_START
+    commit, dirty = code_version()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "config_digest": config_digest if config_digest is not None else UNKNOWN,
+        "data_digests": dict(data_digests or {}),
+        "stages": list(stages),
+        "host": platform.node() or UNKNOWN,
+        "started": start.utc.isoformat(timespec="seconds"),
+        "wall_seconds": round(time.monotonic() - start.monotonic, 3),
+        "versions": versions(),
+        "image_digest": os.environ.get("CMAPKD_IMAGE_DIGEST") or None,
+        "command": command if command is not None else command_line(),
+    }
+
+
+def code_version(package: Path | None = None) -> tuple[str, bool | str]:
+    """Commit and dirtiness of the running code: from git, else from CMAPKD_COMMIT and CMAPKD_DIRTY, else "unknown".
+
+    The repository asked is the one that tracks this package's own files. An installed copy below somebody else's repository
+    (a virtual environment inside it, say) is not described by that repository's commit.
+    """
+    file = (package or Path(__file__).parent) / "provenance.py"
+    if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is not None:
+        commit = _git(file.parent, "rev-parse", "HEAD")
+        status = _git(file.parent, "status", "--porcelain")
+        if commit:
+            return commit, UNKNOWN if status is None else bool(status)
+    commit = os.environ.get("CMAPKD_COMMIT", "").strip() or UNKNOWN
+    return commit, _truth(os.environ.get("CMAPKD_DIRTY", "")) if commit != UNKNOWN else UNKNOWN
+
+
+def versions(packages: Sequence[str] = KEY_PACKAGES) -> dict[str, str]:
+    """Version of Python and of each installed package of ``packages``."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command_line(arguments: Sequence[str] | None = None) -> str:
+    """This process's command line, quoted for a shell; the program is ``cmapkd`` however it was started."""
+    arguments = list(sys.argv if arguments is None else arguments)
+    if not arguments:
+        return UNKNOWN
+    program = Path(arguments[0])
+    if program.name in ("cmapkd", "cmapkd.exe") or (program.name == "__main__.py" and program.parent.name == "cmapkd"):
+        arguments[0] = "cmapkd"
+    return shlex.join(arguments)
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None if git is missing or refuses."""
+    # In a container the files often belong to another user; reading them is harmless, so ownership is not checked.
+    command = ["git", "-c", "safe.directory=*", "-C", str(directory), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _truth(text: str) -> bool | str:
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "dirty"):
+        return True
+    return False if word in ("0", "false", "no", "clean") else UNKNOWN

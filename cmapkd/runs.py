@@ -1,0 +1,103 @@
+"""A run's result on disk, and the experiment as the paper sees it. Torch-free.
+
+    results/<experiment>/runs/<run>/<seed>/student/   the distilled student, a plain open_clip directory
+    results/<experiment>/runs/<run>/<seed>/run.json   the chain of stages that made it, with digests
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cmapkd.config.schema import ExperimentConfig
+from cmapkd.errors import UserError
+from cmapkd.files import atomic_path, read_json, sha256_of, write_json
+from cmapkd.paper.context import PaperContext, PaperRun
+from cmapkd.plan import TEACHER, Plan, Run
+
+STUDENT = "student"
+RUN = "run.json"
+
+
+def teacher_seed(experiment: ExperimentConfig) -> int:
+    """Seed under which the teacher's metrics are kept: that of its training, 0 for pretrained weights."""
+    return experiment.teacher.train.seed if experiment.teacher.train is not None else 0
+
+
+def find_run(plan: Plan, directory: str) -> Run:
+    """A run by `<name>/<seed>`; `Teacher/<seed>` is the teacher, whose only stage is its own."""
+    if directory == f"{TEACHER}/{teacher_seed(plan.experiment)}":
+        return Run(TEACHER, teacher_seed(plan.experiment), (plan.teacher,))
+    return plan.run(directory)
+
+
+def collect_run(plan: Plan, directory: str, results: Path) -> Path:
+    """Gather the model of a run's last stage (by hard link where possible) and the history of all its stages.
+
+    Raises:
+        UserError: a stage's files are missing or not those that its ``stage.json`` names.
+    """
+    run = find_run(plan, directory)
+    home = results / plan.experiment.name
+    target = home / "runs" / run.directory
+    stages = [_stage_record(home / "stages" / address) for address in run.stages]
+    source = home / "stages" / run.stages[-1] / "model"
+    for file in sorted(source.iterdir()):
+        _link(file, target / STUDENT / file.name)
+    write_json(target / RUN, {"run": run.name, "seed": run.seed, "stages": stages})
+    return target / RUN
+
+
+def _stage_record(directory: Path) -> dict[str, Any]:
+    """What a run remembers of a stage; every file is compared with the digest written when it was made."""
+    record = read_json(directory / "stage.json")
+    for name, expected in record["files"].items():
+        path = directory / name
+        if not path.is_file() or sha256_of(path) != expected:
+            raise UserError(
+                key=str(path), reason="is missing or not the file this stage wrote", fix=f"delete {directory} and run the workflow again"
+            )
+    kept = ("address", "label", "code", "files", "summary", "bad_samples")
+    return {**{key: record.get(key) for key in kept}, "seed": record["settings"]["seed"], "provenance": record["provenance"]}
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".link-{target.name}"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # another file system
+        with atomic_path(target) as copy:
+            shutil.copyfile(source, copy)
+        return
+    temporary.replace(target)
+
+
+def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path | None = None) -> PaperContext:
+    """The experiment as the paper sees it: names, order, splits and labels."""
+    from cmapkd.plan import CONFIG
+
+    evaluation, paper = experiment.evaluation, experiment.paper
+    return PaperContext(
+        name=experiment.name,
+        results=results / experiment.name,
+        runs=tuple(PaperRun(name=name, method=method.method) for name, method in experiment.runs.items()),
+        seeds=experiment.seeds,
+        retrieval=tuple(evaluation.retrieval),
+        zeroshot=tuple(evaluation.zeroshot),
+        vqa=tuple(evaluation.vqa.test) if evaluation.vqa else (),
+        teacher_seed=teacher_seed(experiment),
+        student_initialisation=experiment.student.init,
+        title=paper.title,
+        tables=tuple(paper.tables),
+        figures=tuple(paper.figures),
+        labels=paper.labels,
+        planned=paper.planned,
+        planned_file=CONFIG / "planned.yaml",
+        weights_run=paper.weights_run,
+        weights_samples=paper.weights_samples,
+        config_file=config_file,
+    )

@@ -1,0 +1,239 @@
+"""DeepSpeed around a stage's module: process group, parameter groups, learning rates, and one exact optimiser step.
+
+A step's loss is over the global batch. With gradient accumulation, the batch-wise loss cannot be summed over
+micro-batches; it is backpropagated to the representations once, and from there through the model micro-batch by
+micro-batch (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup").
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cmapkd.config.methods import StageConfig
+from cmapkd.objectives.base import Terms
+from cmapkd.training import distributed
+from cmapkd.training.stages import Distillation, Teacher
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+def start_process_group(minutes: float = 30) -> torch.device:
+    """Join the ranks that `torchrun` started, or make a group of one; returns this rank's device."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if dist.is_initialized():
+        return device
+    backend = "nccl" if cuda else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    else:
+        # A store in memory: no port, so any number of single-rank jobs run side by side.
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return device
+
+
+def parameter_groups(module: Distillation, stage: StageConfig, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW groups of the trained parameters: by learning rate, and without decay for vectors and scales.
+
+    Each carries its ``peak_lr``; the schedule scales it.
+    """
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = module.group_of(name)
+        decayed = parameter.ndim > 1  # no decay on norms, biases and scales
+        lr = stage.group_lr.get(group, stage.lr)  # type: ignore[call-overload]
+        entry = groups.setdefault(
+            (group, decayed),
+            {"params": [], "name": group, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay if decayed else 0.0},
+        )
+        entry["params"].append(parameter)
+    return list(groups.values())
+
+
+def lr_factor(step: int, steps: int, warmup: float, end: float) -> float:
+    """Share of the peak learning rate at ``step`` of ``steps``: linear warm-up, then cosine decay to ``end``."""
+    warm = round(warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Engine:
+    """A DeepSpeed engine and the step that all objectives share.
+
+    Args:
+        module: model and objective.
+        teacher: frozen, kept outside the engine: it is neither saved nor partitioned.
+        stage: learning rates and trained groups.
+        training: the shared training options of the experiment, as in a stage's settings.
+        deepspeed_config: content of the file in ``config/deepspeed``.
+        steps: optimiser steps of the whole stage.
+    """
+
+    def __init__(
+        self,
+        module: Distillation,
+        teacher: Teacher | None,
+        stage: StageConfig,
+        training: Mapping[str, Any],
+        deepspeed_config: Mapping[str, Any],
+        steps: int,
+        device: torch.device,
+    ) -> None:
+        import deepspeed
+
+        _use_gloo_alone()
+        self.stage, self.training, self.steps, self.device = stage, training, steps, device
+        self.accumulation = int(deepspeed_config.get("gradient_accumulation_steps", 1))
+        world = distributed.world_size()
+        config = {
+            **deepspeed_config,
+            "train_batch_size": training["global_batch"],
+            "train_micro_batch_size_per_gpu": training["global_batch"] // (world * self.accumulation),
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+        }
+        # DeepSpeed broadcasts parameters as bytes, and a 0-dimensional one has no such view.
+        self._scalars = [parameter for parameter in module.parameters() if parameter.ndim == 0]
+        for parameter in self._scalars:
+            parameter.data = parameter.data.reshape(1)
+        groups = parameter_groups(module, stage, training["weight_decay"])
+        optimizer = torch.optim.AdamW(groups, betas=tuple(training["betas"]), eps=training["eps"])
+        self.engine, *_ = deepspeed.initialize(
+            model=module.to(device), optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self.module: Distillation = self.engine.module
+        self.dtype = next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
+        self.teacher = teacher.to(device, self.dtype) if teacher is not None else None
+        self.grad_norm = 0.0
+
+    def step(self, batch: Mapping[str, Any], step: int) -> Terms:
+        """One optimiser step on this rank's share of the global batch; returns the loss it was taken on.
+
+        Raises:
+            FloatingPointError: the loss is not finite; no update was made.
+        """
+        factor = lr_factor(step, self.steps, self.training["warmup"], self.stage.lr_end)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        images = batch["image"].to(self.device, self.dtype, non_blocking=True)
+        tokens = batch["text"].to(self.device, non_blocking=True)
+        self.engine.train()
+        terms = self._whole(images, tokens) if self.accumulation == 1 else self._accumulated(images, tokens)
+        norm = self.engine.get_global_grad_norm()
+        self.grad_norm = float(norm) if norm is not None else 0.0
+        self._clamp_logit_scale()
+        return terms
+
+    def _whole(self, images: Tensor, tokens: Tensor) -> Terms:
+        terms: Terms = self.engine(images, tokens, self._teach(images, tokens))
+        self._check(terms)
+        self.engine.backward(terms.total)
+        self.engine.step()
+        return terms
+
+    def _accumulated(self, images: Tensor, tokens: Tensor) -> Terms:
+        chunks = list(zip(images.chunk(self.accumulation), tokens.chunk(self.accumulation), strict=True))
+        states, collected = [], []
+        with torch.no_grad():
+            for chunk in chunks:
+                states.append(self._random_state())
+                collected.append(self.module.represent(*chunk, self._teach(*chunk)))
+        after = self._random_state()
+        leaves = {name: torch.cat([part[name] for part in collected]).requires_grad_() for name in collected[0]}
+        terms = self.module.objective.combine(leaves)
+        self._check(terms)
+        # Parameters that only `combine` uses (scales, learned weights of levels) get their gradient here.
+        own = [parameter for parameter in self.module.objective.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(terms.total, [*leaves.values(), *own], allow_unused=True)
+        of_leaves = dict(zip(leaves, gradients[: len(leaves)], strict=True))
+        of_own = [(p, g) for p, g in zip(own, gradients[len(leaves) :], strict=True) if g is not None]
+        for index, chunk in enumerate(chunks):
+            self._random_state(states[index])  # dropout must draw what it drew in the first pass
+            again = self.engine(*chunk, self._teach(*chunk), combine=False)
+            surrogate = self._surrogate(again, of_leaves, index)
+            if index == 0:
+                surrogate = surrogate + sum((p * g).sum() for p, g in of_own)
+            self.engine.backward(surrogate, scale_wrt_gas=False)
+            self.engine.step()
+        self._random_state(after)
+        return terms
+
+    @staticmethod
+    def _surrogate(representations: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None], index: int) -> Tensor:
+        """A scalar whose gradient through the model is that of the loss for this micro-batch."""
+        total: Tensor | None = None
+        for name, value in representations.items():
+            gradient = gradients[name]
+            if gradient is None or not value.requires_grad:
+                continue
+            part = (value * gradient[index * len(value) : (index + 1) * len(value)]).sum()
+            total = part if total is None else total + part
+        assert total is not None  # an objective whose representations carry no gradient trains nothing
+        return total
+
+    def _teach(self, images: Tensor, tokens: Tensor) -> Any:
+        return self.teacher(images, tokens) if self.teacher is not None else None
+
+    def _check(self, terms: Terms) -> None:
+        if not bool(torch.isfinite(terms.total)):
+            named = {name: float(value) for name, value in terms.parts.items() if not bool(torch.isfinite(value))}
+            raise FloatingPointError(f"the loss is {float(terms.total)}; terms that are not finite: {named or 'none of the logged ones'}")
+
+    def _random_state(self, state: tuple[Tensor, Tensor | None] | None = None) -> tuple[Tensor, Tensor | None]:
+        cuda = self.device.type == "cuda"
+        if state is not None:
+            torch.set_rng_state(state[0])
+            if cuda and state[1] is not None:
+                torch.cuda.set_rng_state(state[1])
+        return torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None
+
+    @torch.no_grad()
+    def _clamp_logit_scale(self) -> None:
+        scale = self.module.model.model.logit_scale
+        if not scale.requires_grad or scale.numel() == 0 or float(scale.detach()) <= MAX_LOGIT_SCALE:
+            return
+        scale.clamp_(max=MAX_LOGIT_SCALE)
+        if hasattr(scale, "_hp_mapping") or hasattr(scale, "ds_id"):  # ZeRO and bf16 keep an fp32 master copy
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            safe_set_full_fp32_param(scale, torch.full_like(scale, MAX_LOGIT_SCALE, dtype=torch.float32))
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Parameters as they are saved: whole (ZeRO 3 partitions them), in their own shapes. The end of training."""
+        import deepspeed
+
+        parameters = list(self.module.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=any(hasattr(p, "ds_id") for p in parameters)):
+            for parameter in self._scalars:
+                parameter.data = parameter.data.reshape(())
+            yield
+
+
+def _use_gloo_alone() -> None:
+    """On a CPU, keep DeepSpeed from compiling its shared-memory collectives: a minute, and a compiler, for no gain here."""
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def trainable(module: nn.Module) -> Iterator[str]:
+    """Names of the parameters that are trained."""
+    return (name for name, parameter in module.named_parameters() if parameter.requires_grad)

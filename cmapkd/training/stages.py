@@ -1,0 +1,184 @@
+"""From a stage's settings to the modules it trains: model, objective, frozen teacher, each with its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cmapkd import objectives
+from cmapkd.config.methods import StageConfig
+from cmapkd.errors import UserError
+from cmapkd.files import atomic_path
+from cmapkd.models import towers
+from cmapkd.models.pyramid import Pyramid
+from cmapkd.objectives.base import Objective, Representations, Surroundings, TeacherOutputs, Terms
+
+MODEL = "model"
+OBJECTIVE = "objective.safetensors"
+RESULT = "stage.json"  # written last: a stage without it is not finished
+
+
+def derive_seed(seed: int, *labels: object) -> int:
+    """A seed of its own for each purpose, so that adding one module leaves the initialisation of the others alone."""
+    text = ":".join(str(part) for part in (seed, *labels))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Teacher(nn.Module):
+    """The frozen teacher: embeddings and, where the objective needs it, its fitted pyramid."""
+
+    def __init__(self, model: towers.Tapped, pyramid: Pyramid | None, stage: StageConfig, taps: bool) -> None:
+        super().__init__()
+        self.model, self.pyramid, self.stage, self.taps = model, pyramid, stage, taps or pyramid is not None
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, tokens: Tensor) -> TeacherOutputs:
+        """Outputs for ``images`` (b, 3, H, W) and ``tokens`` (b, N)."""
+        outputs = self.model(images, tokens, taps=self.taps)
+        if self.pyramid is None:
+            return TeacherOutputs(outputs)
+        levels = self.pyramid(outputs, self.stage.visual_levels, self.stage.language_levels)
+        return TeacherOutputs(outputs, levels)
+
+
+class Distillation(nn.Module):
+    """What the engine trains: the model and the objective in one module, so heads of a loss are averaged and saved too."""
+
+    def __init__(self, model: towers.Tapped, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def represent(self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None) -> Representations:
+        """Per-sample representations in fp32, whatever the precision of the model."""
+        outputs = self.model(images, tokens, taps=self.objective.needs_taps)
+        return {name: value.float() for name, value in self.objective.represent(outputs, teacher).items()}
+
+    def forward(
+        self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None, combine: bool = True
+    ) -> Terms | Representations:
+        """The loss of this rank's rows, or their representations alone."""
+        representations = self.represent(images, tokens, teacher)
+        return self.objective.combine(representations) if combine else representations
+
+    def group_of(self, parameter: str) -> str:
+        """Group of a parameter by its name."""
+        if parameter.startswith("objective."):
+            return self.objective.group_of(parameter.removeprefix("objective."))
+        return "student"
+
+    def freeze_all_but(self, groups: tuple[str, ...]) -> None:
+        """Parameters outside ``groups`` get no gradient and do not change by a bit."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(self.group_of(name) in groups)
+
+
+@dataclass
+class Prepared:
+    """Everything a stage computes with."""
+
+    module: Distillation
+    teacher: Teacher | None
+    stage: StageConfig
+    tokenizer: Any
+    preprocess: Any
+
+
+def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
+    """Build a stage's modules and load what it starts from.
+
+    Args:
+        settings: of the stage, as in the plan.
+        stages: directory that holds all stages by address.
+    """
+    stage = StageConfig.model_validate(settings["stage"])
+    seed, architecture = settings["seed"], settings["model"]
+    parent = stages / settings["parent"] if settings["parent"] else None
+    with seeded(derive_seed(seed, "model")):
+        raw = towers.create(architecture["name"], architecture["config"], "random" if parent else settings["init"])
+    if parent:
+        towers.load_weights(raw, parent / MODEL)
+    model = towers.Tapped(raw)
+
+    teacher_model = None
+    if settings["teacher"]:
+        teacher_model = towers.Tapped(towers.load(stages / settings["teacher"] / MODEL))
+    surroundings = Surroundings(
+        stage, settings["method"], model.shapes(), teacher_model.shapes() if teacher_model else None, settings["pyramid"]
+    )
+    with seeded(derive_seed(seed, "objective")):
+        objective = objectives.build(settings["method"]["method"], surroundings)
+    if parent:
+        load_objective(objective, parent / OBJECTIVE)
+    module = Distillation(model, objective)
+    module.freeze_all_but(stage.trains)
+
+    teacher = None
+    if teacher_model is not None:
+        pyramid = None
+        if settings["teacher_pyramid"]:
+            pyramid = Pyramid(teacher_model.shapes(), **settings["pyramid"])
+            weights = load_file(stages / settings["teacher_pyramid"] / OBJECTIVE)
+            pyramid.load_state_dict({name.removeprefix("pyramid."): value for name, value in weights.items()})
+        teacher = Teacher(teacher_model, pyramid, stage, objective.needs_taps)
+        _check_vocabularies(teacher_model, model)
+    return Prepared(module, teacher, stage, towers.tokenizer_of(architecture["name"]), towers.preprocess_of(raw))
+
+
+def _check_vocabularies(teacher: towers.Tapped, student: towers.Tapped) -> None:
+    """Both models read the same token ids, so a different vocabulary or context would compare different sentences."""
+    for name in ("vocab_size", "context_length"):
+        theirs, ours = (getattr(getattr(tapped.model, "text", tapped.model), name, None) for tapped in (teacher, student))
+        if theirs is not None and ours is not None and theirs != ours:
+            raise UserError(
+                key=f"student.model: {name}", value=ours, reason=f"the teacher has {theirs}", fix="choose models with one tokenizer"
+            )
+
+
+def load_objective(objective: Objective, path: Path) -> None:
+    """Take over the modules an objective shares with the one of its parent stage; modules new in this stage stay fresh.
+
+    Raises:
+        UserError: a module that both have differs in its parameters.
+    """
+    stored = load_file(path)
+    current = objective.state_dict()
+    for child in {name.partition(".")[0] for name in stored} & {name.partition(".")[0] for name in current}:
+        ours, theirs = ({n: tuple(v.shape) for n, v in state.items() if n.partition(".")[0] == child} for state in (current, stored))
+        if ours != theirs:
+            raise UserError(key=str(path), reason=f"its module {child!r} has another shape than this stage's", fix="use one pyramid size")
+    objective.load_state_dict({name: value for name, value in stored.items() if name in current}, strict=False)
+
+
+def save_objective(objective: Objective, path: Path) -> None:
+    """Write an objective's modules; empty for a method without any."""
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in objective.state_dict().items()}, temporary)
+
+
+def objective_modules(path: Path) -> set[str]:
+    """Names of the top-level modules stored in an objective's file."""
+    with safe_open(path, framework="pt") as file:
+        return {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118 - a safetensors handle is no mapping
+
+
+class seeded:  # noqa: N801 - reads as a statement: `with seeded(seed):`
+    """Global torch randomness from ``seed`` within a block; the state before it is restored."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self._state = torch.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_rng_state(self._state)

@@ -1,0 +1,125 @@
+"""Helpers of the workflow's rules: which part of an experiment, of the plan and of the code each rule depends on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cmapkd.config.schema import ExperimentConfig
+from cmapkd.files import digest, write_atomic
+from cmapkd.fingerprint import fingerprint
+from cmapkd.paper.context import PaperContext
+from cmapkd.paper.figures import FIGURES
+from cmapkd.paper.tables import TABLES
+from cmapkd.plan import TEACHER, Plan
+from cmapkd.runs import find_run, teacher_seed
+
+
+def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:
+    """Keep the experiment with its results, every default written out; an unchanged file is left untouched."""
+    text = "# Written by the workflow: the experiment with all defaults and overrides.\n"
+    text += yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    path = Path(path)
+    if not path.is_file() or path.read_text() != text:
+        write_atomic(path, text)
+
+
+def contact_sheets(experiment: ExperimentConfig) -> list[str]:
+    """``<dataset>/<split>`` of every split the experiment uses, each of which gets a contact sheet."""
+    return list(dict.fromkeys([*experiment.distillation, *experiment.evaluation.references()]))
+
+
+def dataset_params(experiment: ExperimentConfig, dataset: str) -> dict[str, str]:
+    """Configuration and code that a data set's shards depend on."""
+    config = experiment.datasets[dataset]
+    return {
+        "config": digest(config.model_dump(mode="json"), 16),
+        "code": fingerprint(f"cmapkd.data.sources.{config.source}", "cmapkd.data.shards"),
+    }
+
+
+def train_params(plan: Plan, address: str) -> dict[str, str]:
+    """Code that a stage depends on. Its configuration is in its address already."""
+    method = plan.stages[address].method
+    modules = ["cmapkd.training.loop"] + ([] if method == "pretrained" else [f"cmapkd.objectives.{method}"])
+    return {"code": fingerprint(*modules)}
+
+
+def stage_inputs(plan: Plan, home: str, address: str) -> list[str]:
+    """Results of the stages before this one, and the manifests of its data."""
+    stage = plan.stages[address]
+    return [f"{home}/stages/{parent}/stage.json" for parent in stage.parents] + [
+        f"{home}/data/{dataset}/manifest.json" for dataset in stage.datasets
+    ]
+
+
+def run_stages(plan: Plan, home: str, directory: str) -> list[str]:
+    """Results of every stage of a run, in order."""
+    return [f"{home}/stages/{address}/stage.json" for address in find_run(plan, directory).stages]
+
+
+def evaluation_params(plan: Plan, directory: str) -> dict[str, str]:
+    """Configuration and code that a run's metrics depend on."""
+    modules = ["cmapkd.evaluation.run"]
+    method = plan.stages[find_run(plan, directory).stages[-1]].method
+    if method != "pretrained":
+        modules.append(f"cmapkd.objectives.{method}")
+    return {
+        "config": digest(plan.experiment.evaluation.model_dump(mode="json"), 16),
+        "code": fingerprint(*modules),
+    }
+
+
+def evaluation_inputs(experiment: ExperimentConfig, home: str) -> list[str]:
+    """Manifests of all data sets that are evaluated on."""
+    datasets = dict.fromkeys(reference.partition("/")[0] for reference in experiment.evaluation.references())
+    return [f"{home}/data/{dataset}/manifest.json" for dataset in datasets]
+
+
+def metrics(plan: Plan, home: str) -> list[str]:
+    """Metric files of the teacher and of every run and seed."""
+    directories = [f"{TEACHER}/{teacher_seed(plan.experiment)}", *(run.directory for run in plan.runs)]
+    return [f"{home}/metrics/{directory}.json" for directory in directories]
+
+
+def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
+    """What the paper is told about the experiment, and the code of one of its parts."""
+    shown = {
+        "runs": [run.__dict__ for run in context.runs],
+        "seeds": list(context.seeds),
+        "splits": [context.retrieval, context.zeroshot, context.vqa],
+        "labels": dict(context.labels),
+        "other": [context.title, context.planned, context.tables, context.figures, context.weights_run, context.weights_samples],
+        "student": context.student_initialisation,
+    }
+    return {"config": digest(shown, 16), "code": fingerprint(*modules)}
+
+
+def arrays(plan: Plan, home: str) -> list[str]:
+    """Per-query arrays beside the metric files."""
+    return [str(Path(file).with_suffix(".npz")) for file in metrics(plan, home)]
+
+
+def table_params(context: PaperContext, name: str) -> dict[str, Any]:
+    """What one table depends on beside the metrics."""
+    return paper_params(context, TABLES[name]) if name in TABLES else {}
+
+
+def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
+    """What one figure depends on beside the metrics."""
+    return paper_params(context, FIGURES[name]) if name in FIGURES else {}
+
+
+def has_latex() -> bool:
+    """Whether the PDF can be typeset here."""
+    return shutil.which("pdflatex") is not None
+
+
+def say_what_was_made(home: str, latex: bool) -> None:
+    """The last lines of a successful run: where to look."""
+    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ (no pdflatex here: tables and figures, but no PDF)"
+    sys.stderr.write(f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n")

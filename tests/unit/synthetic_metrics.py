@@ -1,0 +1,127 @@
+"""Made-up metric files in the pipeline's own schema, for tests of the paper. None of these numbers was measured."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmapkd.files import sha256_of, write_json
+from cmapkd.paper.context import TEACHER, PaperContext, PaperRun
+
+REPOSITORY = Path(__file__).parents[2]
+SPLITS = ("emoji_scenes/test_render", "emoji_scenes/test_concept")
+LABELS = {
+    "retrieval:emoji_scenes/test_render": "Emoji Scenes, unseen drawings (in place of COCO 5K)",
+    "retrieval:emoji_scenes/test_concept": "Emoji Scenes, unseen concepts (in place of Flickr30K)",
+    "vqa:emoji_scenes/test_render": "Emoji Scenes questions (in place of VQAv2)",
+    "zeroshot:emoji_scenes/test_render": "Emoji Scenes subgroups (in place of ImageNet-1K)",
+}
+RUNS = (
+    PaperRun("Scratch", method="scratch"),
+    PaperRun("KD", method="kd"),
+    PaperRun("CMAPKD", method="cmapkd"),
+)
+SAMPLES = 1000
+
+
+def context(directory: Path, **changes: Any) -> PaperContext:
+    """An experiment of three runs and one seed, like the embedded default."""
+    settings: dict[str, Any] = {
+        "name": "synthetic",
+        "results": directory / "results" / "synthetic",
+        "runs": RUNS,
+        "seeds": (0,),
+        "retrieval": SPLITS,
+        "zeroshot": SPLITS[:1],
+        "vqa": SPLITS[:1],
+        "tables": ("table2", "table3", "table5"),
+        "figures": ("figure3",),
+        "labels": LABELS,
+        "teacher_label": "Teacher (ViT, width 128)",
+        "planned_file": REPOSITORY / "config" / "planned.yaml",
+        "config_file": Path("config/synthetic.yaml"),
+    }
+    return PaperContext(**{**settings, **changes})
+
+
+def metrics_of(level: float, *, teacher: bool) -> dict[str, Any]:
+    """Metrics that rise with ``level``."""
+    recall = {f"{way}_r{k}": round(level * (1 + 0.15 * np.log(k)) + shift, 2) for way, shift in (("i2t", 0), ("t2i", -1.5)) for k in (1, 5, 10)}
+    recall |= {"mean_recall": round(sum(recall.values()) / 6, 4), "images": SAMPLES, "captions": 5 * SAMPLES}
+    vqa = {"overall": 30 + level, "yes_no": 50 + level, "number": 20 + level, "other": 10 + level, "questions": 2 * SAMPLES}
+    size = 4 if teacher else 1
+    return {
+        "retrieval": {split: {"all": recall, "simple": recall} for split in SPLITS},
+        "zeroshot": {SPLITS[0]: {"all": {"top1": level, "top5": min(100.0, 2 * level), "images": SAMPLES, "classes": 80}}},
+        "vqa": {SPLITS[0]: {"all": vqa, "question_only": {**vqa, "overall": 31.25}}},
+        "efficiency": {
+            "image_parameters": 412_345 * size, "text_parameters": 3_412_345 * size, "total_parameters": 3_824_690 * size,
+            "image_flops": 13_200_000 * size, "text_flops": 9_100_000 * size, "total_flops": 22_300_000 * size,
+            "latency_ms_batch1": 1.31 * size - 0.01 * level / 20, "latency_ms_batch32": 0.21 * size, "device": "AMD EPYC 7B13, 2 threads",
+        },
+    }  # fmt: skip
+
+
+def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:
+    """Per-query arrays: a margin for each picture and, with ALSN, weights that lean on the coarse level when the sample is easy."""
+    generator = np.random.default_rng(7)
+    noise = np.random.default_rng(1000 + seed)
+    arrays: dict[str, np.ndarray] = {}
+    for split in SPLITS:
+        margin = generator.normal(0.05, 0.1, SAMPLES)
+        arrays[f"retrieval/{split}/margin"] = margin
+        arrays[f"retrieval/{split}/stratum"] = np.array(["simple", "complex", "fine", "abstract"] * (SAMPLES // 4))
+        if alsn:
+            for tower, slope in (("visual", 1.5), ("language", 0.8)):
+                logits = np.outer(margin, slope * np.array([-1.2, -0.5, 0.2, 1.5])) + noise.normal(0, 0.06, (SAMPLES, 4)) + [0, 0.1, 0.2, 0.3]
+                weights = np.exp(logits)
+                arrays[f"alsn/{split}/{tower}"] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return arrays
+
+
+def write_metrics(
+    setting: PaperContext, run: str, seed: int, level: float, *, alsn: bool = False, edit: Any = None, arrays: Any = None
+) -> Path:
+    """One metric file and its arrays. ``edit(content)`` may change the JSON, ``arrays`` replaces the arrays."""
+    path = setting.metric_file(run, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    archive = path.parent / f"{seed}.npz"
+    buffer = io.BytesIO()
+    np.savez(buffer, **(arrays_of(level, seed, alsn=alsn) if arrays is None else arrays))
+    archive.write_bytes(buffer.getvalue())
+    content = {
+        "run": run,
+        "seed": seed,
+        "metrics": json.loads(json.dumps(metrics_of(level, teacher=run == TEACHER))),
+        "per_query": {"file": archive.name, "sha256": sha256_of(archive)},
+        "provenance": {
+            "commit": "0123456789abcdef0123456789abcdef01234567",
+            "dirty": False,
+            "config_digest": "c0ffee" * 10,
+            "data_digests": {"emoji_scenes": "da7a" * 16},
+            "stages": ["coarse-1a2b3c", "fine-4d5e6f"] if run == "CMAPKD" else ["train-778899"],
+            "host": "laptop",
+            "started": "2024-01-02T03:04:05+00:00",
+            "wall_seconds": 12.5,
+            "versions": {"python": "3.11.2", "torch": "2.14.1"},
+            "image_digest": None,
+            "command": f"cmapkd evaluate {run} {seed}",
+        },
+    }
+    if edit is not None:
+        edit(content)
+    write_json(path, content)
+    return path
+
+
+def write_all(setting: PaperContext, levels: dict[str, float] | None = None) -> None:
+    """Metric files of the teacher and every run at every seed."""
+    levels = levels or {TEACHER: 32.0, "Scratch": 17.0, "KD": 21.5, "CMAPKD": 23.5}
+    write_metrics(setting, TEACHER, setting.teacher_seed, levels[TEACHER])
+    for run in setting.runs:
+        for seed in setting.seeds:
+            write_metrics(setting, run.name, seed, levels.get(run.name, 20.0) + 0.4 * seed, alsn=run.method == "cmapkd")

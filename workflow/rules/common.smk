@@ -1,0 +1,43 @@
+"""What all rules share: the checked experiment, its plan, and the parts of both that a rule depends on."""
+
+import sys
+from pathlib import Path
+
+# The workflow works from any directory (`--directory`), with or without an installed package.
+sys.path.insert(0, str(Path(workflow.basedir).parent))
+
+from cmapkd.config import parse_experiment
+from cmapkd.errors import UserError
+from cmapkd.files import write_json
+from cmapkd.fingerprint import fingerprint
+from cmapkd.plan import make_plan
+from cmapkd.runs import paper_context, teacher_seed
+from cmapkd import workflow as parts
+
+try:
+    RESULTS = Path(config.get("results", "results"))
+    EXPERIMENT = parse_experiment({key: value for key, value in config.items() if key != "results"})
+    PLAN = make_plan(EXPERIMENT)
+    PAPER = paper_context(EXPERIMENT, RESULTS)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+HOME = str(RESULTS / EXPERIMENT.name)
+# The experiment as it is, with overrides from the command line, for the sub-commands and for people. It is no input of
+# any rule: each rule names in `params` the keys it depends on.
+EFFECTIVE = f"{HOME}/experiment.yaml"
+CMAPKD = f"PYTHONPATH={Path(workflow.basedir).parent} {sys.executable} -m cmapkd"
+OPTIONS = f"--experiment {EFFECTIVE} --results {RESULTS}"
+CONTACT_SHEETS = parts.contact_sheets(EXPERIMENT)
+
+
+wildcard_constraints:
+    dataset="[^/]+",
+    split="[^/]+",
+    stage="[^/]+",
+    run="[^/]+",
+    seed=r"\d+",
+
+
+onstart:
+    parts.write_effective(EXPERIMENT, EFFECTIVE)

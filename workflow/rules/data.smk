@@ -1,0 +1,52 @@
+"""Source to shards: fetch, build, look."""
+
+
+rule data_fetch:
+    output:
+        f"{HOME}/data/{{dataset}}.fetched.json",
+    params:
+        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
+    log:
+        f"{HOME}/logs/data/fetch-{{dataset}}.log",
+    message:
+        "Fetching what {wildcards.dataset} is made from"
+    retries: 0
+    shell:
+        "{CMAPKD} data fetch {wildcards.dataset:q} --out {output:q} {OPTIONS} 2>&1 | tee {log:q}"
+
+
+rule data_build:
+    input:
+        rules.data_fetch.output,
+    output:
+        f"{HOME}/data/{{dataset}}/manifest.json",
+    params:
+        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
+    log:
+        f"{HOME}/logs/data/build-{{dataset}}.log",
+    benchmark:
+        f"{HOME}/benchmarks/data/{{dataset}}.jsonl"
+    message:
+        "Writing the shards of {wildcards.dataset}"
+    shell:
+        "{CMAPKD} data build {wildcards.dataset:q} {OPTIONS} 2>&1 | tee {log:q}"
+
+
+rule contact_sheet:
+    input:
+        f"{HOME}/data/{{dataset}}/manifest.json",
+    output:
+        report(
+            f"{HOME}/contact/{{dataset}}/{{split}}.png",
+            category="Data",
+            caption="../report/contact.rst",
+            labels={"data set": "{dataset}", "split": "{split}"},
+        ),
+    params:
+        code=fingerprint("cmapkd.data.contact"),
+    log:
+        f"{HOME}/logs/data/contact-{{dataset}}-{{split}}.log",
+    message:
+        "Drawing a contact sheet of {wildcards.dataset}/{wildcards.split}"
+    shell:
+        "{CMAPKD} data contact {wildcards.dataset:q} {wildcards.split:q} {output:q} {OPTIONS} 2>&1 | tee {log:q}"

@@ -1,0 +1,20 @@
+"""Student to metrics: retrieval, zero-shot classification, visual questions, efficiency."""
+
+
+rule evaluate:
+    input:
+        run=rules.collect.output,
+        data=parts.evaluation_inputs(EXPERIMENT, HOME),
+    output:
+        metrics=f"{HOME}/metrics/{{run}}/{{seed}}.json",
+        arrays=f"{HOME}/metrics/{{run}}/{{seed}}.npz",
+    params:
+        depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
+    log:
+        f"{HOME}/logs/evaluate/{{run}}-{{seed}}.log",
+    benchmark:
+        f"{HOME}/benchmarks/evaluate/{{run}}-{{seed}}.jsonl"
+    message:
+        "Evaluating {wildcards.run}, seed {wildcards.seed}"
+    shell:
+        "{CMAPKD} evaluate {wildcards.run:q}/{wildcards.seed} --threads {threads} {OPTIONS} 2>&1 | tee {log:q}"

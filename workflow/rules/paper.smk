@@ -1,0 +1,73 @@
+"""Metrics to paper. None of it needs torch; each table and figure depends on its own module alone."""
+
+
+rule table:
+    input:
+        parts.metrics(PLAN, HOME),
+    output:
+        tex=report(
+            f"{HOME}/paper/table{{number}}.tex", category="Tables", caption="../report/table.rst", labels={"table": "{number}"}
+        ),
+        json=f"{HOME}/paper/table{{number}}.json",
+    wildcard_constraints:
+        number=r"\w+",
+    params:
+        depends=lambda wildcards: parts.table_params(PAPER, f"table{wildcards.number}"),
+    log:
+        f"{HOME}/logs/paper/table{{number}}.log",
+    message:
+        "Table {wildcards.number}"
+    shell:
+        "{CMAPKD} paper table table{wildcards.number} {OPTIONS} 2>&1 | tee {log:q}"
+
+
+rule figure:
+    input:
+        parts.metrics(PLAN, HOME),
+        parts.arrays(PLAN, HOME),
+    output:
+        pdf=report(
+            f"{HOME}/paper/figure{{number}}.pdf", category="Figures", caption="../report/figure.rst", labels={"figure": "{number}"}
+        ),
+        json=f"{HOME}/paper/figure{{number}}.json",
+    wildcard_constraints:
+        number=r"\w+",
+    params:
+        depends=lambda wildcards: parts.figure_params(PAPER, f"figure{wildcards.number}"),
+    log:
+        f"{HOME}/logs/paper/figure{{number}}.log",
+    message:
+        "Figure {wildcards.number}"
+    shell:
+        "{CMAPKD} paper figure figure{wildcards.number} {OPTIONS} 2>&1 | tee {log:q}"
+
+
+rule document:
+    input:
+        expand(f"{HOME}/paper/{{part}}.json", part=PAPER.tables + PAPER.figures),
+    output:
+        tex=f"{HOME}/paper/paper.tex",
+        numbers=f"{HOME}/paper/numbers.tex",
+    params:
+        depends=parts.paper_params(PAPER, "cmapkd.paper.document", "cmapkd.paper.latex"),
+    log:
+        f"{HOME}/logs/paper/document.log",
+    message:
+        "Document and macros"
+    shell:
+        "{CMAPKD} paper document {OPTIONS} 2>&1 | tee {log:q}"
+
+
+rule pdf:
+    input:
+        rules.document.output,
+        expand(f"{HOME}/paper/{{table}}.tex", table=PAPER.tables),
+        expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.figures),
+    output:
+        report(f"{HOME}/paper/paper.pdf", category="Paper", caption="../report/paper.rst"),
+    log:
+        f"{HOME}/logs/paper/pdf.log",
+    message:
+        "Typesetting the paper"
+    shell:
+        "{CMAPKD} paper pdf {OPTIONS} 2>&1 | tee {log:q}"
