@@ -33,13 +33,14 @@ RESULTS = Path("results")
 
 
 @data_app.command("fetch")
-def data_fetch(dataset: str, out: Annotated[Path, typer.Option(help="list of the fetched files")], experiment: Experiment = DEFAULT) -> None:
-    """Fetch and verify what a data set is made from."""
+def data_fetch(dataset: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Fetch and verify what a data set is made from; the list of files lies beside the data set."""
     from cmapkd.data.sources import build_source
     from cmapkd.files import write_json
 
     files = build_source(_dataset(experiment, dataset), cache()).fetch()
-    write_json(out, [file.as_json() for file in files])
+    out = _home(experiment, results) / "data" / f"{dataset}.fetched.json"
+    write_json(out, [{"name": f.name, "version": f.version, "sha256": f.sha256} for f in files])
 
 
 @data_app.command("build")
@@ -60,7 +61,8 @@ def data_contact(dataset: str, split: str, out: Path, experiment: Experiment = D
     from cmapkd.data.contact import contact_sheet
     from cmapkd.data.split import Split
 
-    contact_sheet(Split(_home(experiment, results) / "data" / dataset, split), out)
+    samples = Split(_home(experiment, results) / "data" / dataset, split)
+    contact_sheet((samples.read(index) for index in range(len(samples))), out)
 
 
 @data_app.command("verify")

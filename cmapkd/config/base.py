@@ -11,7 +11,7 @@ from pydantic import Field as PydanticField
 class Config(BaseModel):
     """A frozen section of an experiment. Unknown keys are refused, so a misspelt key never becomes a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, allow_inf_nan=False)
 
 
 def Field(default: Any = ..., *, unit: str | None = None, **keywords: Any) -> Any:  # noqa: N802 - stands in for pydantic's

@@ -55,5 +55,3 @@ class EvaluationConfig(Config):
         """Every split that is read, each once, in order of first mention."""
         vqa = (self.vqa.train, *self.vqa.test) if self.vqa else ()
         return list(dict.fromkeys((*self.retrieval, *self.validation, *self.zeroshot, *vqa)))
-
-    refs = references

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,34 @@ from pydantic_core import ErrorDetails
 
 from cmapkd.config.schema import DEFAULT_SCHEDULES, ExperimentConfig
 from cmapkd.errors import UserError, nearest
+
+DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
+SHOWN = 100  # characters of a wrong value that a message repeats
+_WHOLE, _NUMBER, _MAPPING = "must be a whole number", "must be a number", "must be a mapping of keys to values"
+_REASONS = {  # pydantic's kind of error -> words for it; what is missing here keeps pydantic's own words
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": "must be finite",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text (numbers and dates as text need quotes)",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must be `<dataset>/<split>`",  # references to splits are the only pattern of the schema
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "tuple_type": "must be a list, as in [a, b]",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "needs at least {min_length} of them",
+    "too_long": "holds {actual_length}, at most {max_length} are allowed",
+}
 
 
 def load_experiment(path: str | Path) -> ExperimentConfig:
@@ -23,12 +51,10 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise UserError(key=str(path), reason=f"cannot be read ({error.strerror})", fix="name an existing experiment file") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, bytes that are no text
         raise UserError(key=str(path), reason=f"is not valid YAML: {error}", fix="check indentation and quotes there") from None
     if not isinstance(content, dict):
         raise UserError(key=str(path), reason="holds no keys", fix="start from a copy of config/mini.yaml")
@@ -36,40 +62,71 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
 
 
 def parse_experiment(content: Mapping[str, Any], origin: str = "configuration") -> ExperimentConfig:
-    """Check a configuration that was read already (as Snakemake's merged `config`)."""
-    content = json.loads(json.dumps(dict(content)))  # plain copies: Snakemake hands over its own dictionary classes
-    if isinstance(content.get("runs"), dict):
-        content["runs"] = _resolve_bases(content["runs"], origin)
-    if isinstance(content.get("schedules"), dict):
+    """Check a configuration that was read already (as Snakemake's merged `config`).
+
+    Raises:
+        UserError: as in `load_experiment`.
+    """
+    plain: dict[str, Any] = _plain(content, origin, ())
+    if isinstance(plain.get("runs"), dict):
+        plain["runs"] = _resolve_bases(plain["runs"], origin)
+    if isinstance(plain.get("schedules"), dict):
         defaults = {name: [stage.model_dump(mode="json") for stage in stages] for name, stages in DEFAULT_SCHEDULES.items()}
-        content["schedules"] = {**defaults, **content["schedules"]}
+        plain["schedules"] = {**defaults, **plain["schedules"]}
     try:
-        return ExperimentConfig.model_validate(content)
+        return ExperimentConfig.model_validate(plain)
     except ValidationError as error:
         raise _explain(error, origin) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice: the first of two runs of one name would vanish without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _plain(value: Any, origin: str, location: tuple[str, ...]) -> Any:
+    """Plain dictionaries and lists (Snakemake hands over classes of its own), with text as keys."""
+    key = f"{origin}: {'.'.join(location)}" if location else origin
+    if len(location) > DEEPEST:
+        raise UserError(key=key, reason=f"is nested deeper than {DEEPEST} levels", fix="does a YAML alias (*name) hold itself?")
+    if isinstance(value, Mapping):
+        result = {}
+        for name, entry in value.items():
+            if isinstance(name, bool) or not isinstance(name, str | int):
+                raise UserError(key=key, value=name, reason="is no text, but stands as a key", fix=f"write it in quotes: '{name}'")
+            result[str(name)] = _plain(entry, origin, (*location, str(name)))
+        return result
+    if isinstance(value, list | tuple):
+        return [_plain(entry, origin, (*location, str(index))) for index, entry in enumerate(value)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise UserError(key=key, value=str(value), reason=f"is a {type(value).__name__}, which no key takes", fix="write it in quotes")
+
+
 def _resolve_bases(runs: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Replace `base: <run>` by that run's keys; the run's own keys win, mappings are merged key by key."""
-    resolved: dict[str, Any] = {}
 
     def resolve(name: str, chain: tuple[str, ...]) -> Any:
-        if name in chain:
-            raise UserError(key=f"{origin}: runs.{name}.base", value=" -> ".join((*chain, name)), reason="is a circle", fix="break it")
         run = runs[name]
         if not isinstance(run, dict) or "base" not in run:
             return run
-        base = run["base"]
-        if base not in runs:
-            raise UserError(
-                key=f"{origin}: runs.{name}.base", value=base, reason="names no run", fix=nearest(str(base), [str(key) for key in runs])
-            )
-        own = {key: value for key, value in run.items() if key != "base"}
-        return _merge(resolve(base, (*chain, name)), own)
+        key, base, chain = f"{origin}: runs.{name}.base", run["base"], (*chain, name)
+        if not isinstance(base, str) or base not in runs:
+            raise UserError(key=key, value=base, reason="names no run", fix=nearest(str(base), list(runs)))
+        if base in chain:
+            circle = " -> ".join((*chain, base))
+            raise UserError(key=key, value=base, reason=f"is a circle: {circle}", fix="give one of them a `method` and no `base`")
+        return _merge(resolve(base, chain), {key: value for key, value in run.items() if key != "base"})
 
-    for name in runs:
-        resolved[name] = resolve(name, ())
-    return resolved
+    return {name: resolve(name, ()) for name in runs}
 
 
 def _merge(base: Any, override: Any) -> Any:
@@ -79,78 +136,86 @@ def _merge(base: Any, override: Any) -> Any:
 
 
 def _explain(error: ValidationError, origin: str) -> UserError:
-    lines = [_line(detail) for detail in error.errors()]
+    details = error.errors()
+    # A list whose entries are wrong counts as too short as well, which would only mislead.
+    causes = {detail["loc"][:-1] for detail in details if detail["loc"]}
+    lines = [_line(detail) for detail in details if detail["type"] != "too_short" or detail["loc"] not in causes]
     reason = "is refused:\n" + "\n".join(f"  - {line}" for line in lines)
     return UserError(key=origin, reason=reason, fix="config/README.md lists every key with its type, default and unit")
 
 
 def _line(detail: ErrorDetails) -> str:
-    # Members of a discriminated union carry their tag in the location: it is no key of the file.
+    """One wrong key: `key = value: reason; nearest spelling`."""
     model, keys = _model_at(detail["loc"])
-    key = ".".join(keys) or "the experiment"
+    key = ".".join(keys)
     value, kind, context = detail["input"], detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden" and model is not None:
-        return f"{key} = {value!r}: unknown key; {nearest(keys[-1], list(model.model_fields))}"
+        known = list(model.model_fields) + (["base"] if keys[0] == "runs" and len(keys) == 3 else [])
+        return f"{key} = {_shown(value)}: unknown key; {nearest(keys[-1], known)}"
     if kind == "missing":
+        if isinstance(detail["loc"][-1], int):
+            return f"{'.'.join(keys[:-1])} = {_shown(value)}: needs at least {int(keys[-1]) + 1} of them"
         return f"{key}: required, and missing"
-    if kind in ("union_tag_invalid", "literal_error"):
-        expected = str(context.get("expected_tags", context.get("expected", ""))).replace(" or ", ", ")
-        known = [word.strip().strip("'") for word in expected.split(",")]
-        tag = str(context.get("discriminator", "")).strip("'")
-        given = value.get(tag) if isinstance(value, dict) else value
+    if kind in ("union_tag_invalid", "union_tag_not_found", "literal_error"):
+        expected = context.get("expected_tags", context.get("expected", "")).replace(" or ", ", ")
+        options = [word.strip().strip("'") for word in expected.split(",")]
+        tag = context.get("discriminator", "").strip("'")
         where = f"{key}.{tag}" if tag else key
-        return f"{where} = {given!r}: not one of {', '.join(known)}; {nearest(str(given), known)}"
-    if kind == "union_tag_not_found":
-        tag = str(context.get("discriminator", "")).strip("'")
-        return f"{key}.{tag}: required, and missing"
-    shown = f" = {value!r}" if not isinstance(value, dict) else ""
-    return f"{key}{shown}: {detail['msg'].removeprefix('Value error, ')}"
+        if kind == "union_tag_not_found":
+            return f"{where}: required, and missing"
+        given = value.get(tag) if isinstance(value, dict) else value
+        return f"{where} = {_shown(given)}: not one of {', '.join(options)}; {nearest(str(given), options)}"
+    reason = _REASONS.get(kind, detail["msg"].removeprefix("Value error, ")).format(**context)
+    if not key:  # a combination of keys: the message names them
+        return reason
+    return f"{key}: {reason}" if isinstance(value, dict) and value else f"{key} = {_shown(value)}: {reason}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _model_at(location: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
-    """The model that holds the last key of ``location``, and the location without the tags of unions."""
-    from typing import get_args, get_origin
+    """The model that holds the last key of ``location``, and the location as a user sees it.
 
+    Members of a discriminated union carry their tag in the location, and keys of a mapping the word ``[key]``: both are
+    no keys of the file.
+    """
     keys: list[str] = []
     here: Any = ExperimentConfig
     parent: type[BaseModel] | None = None
     for part in location:
-        candidates = [c for c in _flatten(here) if isinstance(c, type) and issubclass(c, BaseModel)]
-        if len(candidates) > 1 and isinstance(part, str):
-            tagged = [c for c in candidates if part in _literals(c)]
-            if tagged:
-                here = tagged[0]
-                continue
+        if part == "[key]":
+            continue
+        members = _members(here)
+        models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+        tagged = [model for model in models if part in _literals(model)] if len(models) > 1 else []
+        if tagged:
+            here = tagged[0]
+            continue
         keys.append(str(part))
-        model = candidates[0] if candidates else None
-        if model is not None:
-            parent = model
-            field = model.model_fields.get(str(part))
+        if models:
+            parent = models[0]
+            field = parent.model_fields.get(str(part))
             here = field.annotation if field is not None else None
         else:
-            arguments = get_args(here)
-            mapping = get_origin(here) is dict and len(arguments) == 2
-            here = arguments[1] if mapping else (arguments[0] if arguments else None)
+            arguments = next((get_args(member) for member in members if get_args(member)), (None,))
+            here = arguments[-1] if get_origin(members[0]) is dict else arguments[0]
     return parent, keys
 
 
-def _flatten(annotation: Any) -> list[Any]:
-    from types import UnionType
-    from typing import Annotated, Union, get_args, get_origin
-
+def _members(annotation: Any) -> list[Any]:
+    """The types that an annotation allows."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _flatten(get_args(annotation)[0])
+        return _members(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return [leaf for member in get_args(annotation) for leaf in _flatten(member)]
+        return [leaf for member in get_args(annotation) for leaf in _members(member)]
     return [annotation]
 
 
-def _literals(model: type[BaseModel]) -> set[str]:
-    from typing import Literal, get_args, get_origin
-
-    found: set[str] = set()
-    for field in model.model_fields.values():
-        if get_origin(field.annotation) is Literal:
-            found.update(str(value) for value in get_args(field.annotation))
-    return found
+def _literals(model: type[BaseModel]) -> set[Any]:
+    """Every value of the model's `Literal` fields of one value, i.e. its tag."""
+    annotations = [field.annotation for field in model.model_fields.values()]
+    return {get_args(a)[0] for a in annotations if get_origin(a) is Literal and len(get_args(a)) == 1}

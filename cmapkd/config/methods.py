@@ -167,7 +167,10 @@ class CMAPKDConfig(MethodConfig):
     def _top_levels(self) -> CMAPKDConfig:
         # The single-level contrastive loss, the sample relation and ALSN's input are defined on P5 and L4.
         if "P5" not in self.visual_levels or "L4" not in self.language_levels:
-            raise ValueError("visual_levels must hold P5 and language_levels L4: the contrastive and relational terms use them")
+            raise ValueError(
+                f"visual_levels = {list(self.visual_levels)} must hold P5 and language_levels = {list(self.language_levels)} "
+                "must hold L4: the contrastive and relational terms use them"
+            )
         if abs(sum(self.manual_weights) - 1) > 1e-6:
             raise ValueError(f"manual_weights must sum to 1, not {sum(self.manual_weights):g}")
         return self

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
+from pydantic import Field as PydanticField
 from pydantic import model_validator
 
 from cmapkd.config.base import Config, Field
-from cmapkd.config.evaluation import EvaluationConfig
+from cmapkd.config.evaluation import EvaluationConfig, SplitRef
 from cmapkd.config.methods import AnyMethod, CMAPKDConfig, MethodConfig, Name, StageConfig
 from cmapkd.config.paper import PaperConfig
 from cmapkd.config.sources import AnySource
@@ -142,9 +144,11 @@ class ExperimentConfig(Config):
     """A whole experiment: one file in ``config/``."""
 
     name: Name = Field(..., description="name of the experiment; its results lie in `results/<name>/`")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of every run; tables print mean and deviation over them")
+    seeds: tuple[Annotated[int, PydanticField(ge=0)], ...] = Field(
+        (0,), min_length=1, description="seeds of every run; tables print mean and deviation over them"
+    )
     datasets: dict[Name, AnySource] = Field(..., min_length=1, description="the data sets, by a name of one's own")
-    distillation: tuple[str, ...] = Field(..., min_length=1, description="splits trained on, as `<dataset>/<split>`")
+    distillation: tuple[SplitRef, ...] = Field(..., min_length=1, description="splits trained on, as `<dataset>/<split>`")
     teacher: TeacherConfig = Field(..., description="the teacher")
     student: StudentConfig = Field(StudentConfig(), description="the student")
     pyramid: PyramidConfig = Field(PyramidConfig(), description="the pyramid of both models")
@@ -170,15 +174,32 @@ class ExperimentConfig(Config):
             raise ValueError("runs.Teacher: the name is reserved for the teacher's own row")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)} names a seed twice")
-        for reference in (*self.distillation, *self.evaluation.references()):
+        for key, reference in self._references():
             dataset, _, split = reference.partition("/")
-            if dataset not in self.datasets or not split:
-                raise ValueError(f"split {reference!r} must be <dataset>/<split>; {nearest(dataset, list(self.datasets))}")
+            if dataset not in self.datasets:
+                raise ValueError(f"{key} = {reference!r} names no data set of `datasets`; {nearest(dataset, list(self.datasets))}")
+            splits = self.datasets[dataset].split_names
+            if split not in splits:
+                raise ValueError(f"{key} = {reference!r} names no split of {dataset}; {nearest(split, splits)}")
+        if self.paper.weights_run and self.paper.weights_run not in self.runs:
+            run = self.paper.weights_run
+            raise ValueError(f"paper.weights_run = {run!r} names no run; {nearest(run, list(self.runs))}")
         if self.training.global_batch % self.training.ranks:
             raise ValueError(
                 f"training.global_batch = {self.training.global_batch} is not divisible by training.ranks = {self.training.ranks}"
             )
         return self
+
+    def _references(self) -> Iterator[tuple[str, str]]:
+        """Every reference to a split, with the key that makes it."""
+        evaluation = self.evaluation
+        yield from (("distillation", reference) for reference in self.distillation)
+        for key in ("retrieval", "validation", "zeroshot"):
+            yield from ((f"evaluation.{key}", reference) for reference in getattr(evaluation, key))
+        if evaluation.vqa is not None:
+            yield "evaluation.vqa.train", evaluation.vqa.train
+            yield from (("evaluation.vqa.test", reference) for reference in evaluation.vqa.test)
+        yield from (("paper.labels", label.rpartition(":")[2]) for label in self.paper.labels)
 
 
 def _check_levels(run: str, method: MethodConfig, stages: tuple[StageConfig, ...]) -> None:
@@ -187,6 +208,7 @@ def _check_levels(run: str, method: MethodConfig, stages: tuple[StageConfig, ...
         return
     for stage in stages:
         for key in ("visual_levels", "language_levels"):
-            top = "P5" if key == "visual_levels" else "L4"
-            if top not in getattr(stage, key):
-                raise ValueError(f"schedules.{method.schedule}.{stage.name}.{key} must hold {top}: the terms of runs.{run} need it")
+            top, levels = "P5" if key == "visual_levels" else "L4", getattr(stage, key)
+            if top not in levels:
+                where = f"schedules.{method.schedule}.{stage.name}.{key}"
+                raise ValueError(f"{where} = {list(levels)} must hold {top}: the terms of runs.{run} need it")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field as PydanticField
+from pydantic import model_validator
 
 from cmapkd.config.base import Config, Field
 
@@ -14,6 +15,8 @@ class SourceConfig(Config):
 
     shard_size: int = Field(1000, ge=1, unit="samples", description="samples in one webdataset shard")
     seed: int = Field(0, ge=0, description="seed of everything the source draws: splits, scenes, captions, questions")
+
+    split_names: ClassVar[tuple[str, ...]] = ()  # what may stand after the slash of `<dataset>/<split>`
 
 
 class EmojiScenesConfig(SourceConfig):
@@ -27,10 +30,25 @@ class EmojiScenesConfig(SourceConfig):
         0.15, gt=0, lt=0.5, unit="share", description="concepts (whole components) kept out of training for `test_concept`"
     )
     train: int = Field(16000, ge=1, unit="scenes", description="scenes of the `train` split")
-    validation: int = Field(1000, ge=1, unit="scenes", description="scenes of the `validation` split (known concepts, unseen drawings)")
-    test_render: int = Field(1000, ge=1, unit="scenes", description="scenes of the `test_render` split (known concepts, unseen drawings)")
+    validation: int = Field(
+        1000, ge=1, unit="scenes", description="scenes of the `validation` split (known concepts, unseen drawings)"
+    )
+    test_render: int = Field(
+        1000, ge=1, unit="scenes", description="scenes of the `test_render` split (known concepts, unseen drawings)"
+    )
     test_concept: int = Field(500, ge=1, unit="scenes", description="scenes of the `test_concept` split (unseen concepts)")
     questions_per_scene: int = Field(2, ge=0, le=8, unit="questions", description="questions asked about each scene")
+
+    split_names: ClassVar[tuple[str, ...]] = ("train", "validation", "test_render", "test_concept")
+
+    @model_validator(mode="after")
+    def _drawings_are_not_enlarged(self) -> EmojiScenesConfig:
+        if self.render_size < self.image_size:
+            raise ValueError(
+                f"render_size {self.render_size} is less than image_size {self.image_size}: drawings would be enlarged; "
+                f"set render_size to at least {self.image_size}"
+            )
+        return self
 
 
 AnySource = Annotated[EmojiScenesConfig, PydanticField(discriminator=None)]

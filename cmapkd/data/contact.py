@@ -1,4 +1,4 @@
-"""A contact sheet of a split: enlarged pictures with stratum, a caption, and a question with its answer, for a person to look at."""
+"""A contact sheet of a split for a person to look at: enlarged pictures with stratum, caption, a question and its answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 192  # px of an enlarged picture
 MARGIN = 12  # px around a cell
 LINE = 15  # px from one line of text to the next
 FONT_SIZE = 12  # px
-INK, GREY = (20, 20, 20), (110, 110, 110)
+INK, GREY, BLUE = (20, 20, 20), (110, 110, 110), (30, 70, 140)
 
 
 def contact_sheet(samples: Iterable[Sample], path: str | Path, *, title: str = "", limit: int = 24) -> None:
@@ -87,7 +87,8 @@ def _text(sample: Sample, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) ->
     if sample.questions:
         question = sample.questions[0]
         answer, count = Counter(question.answers).most_common(1)[0]
-        lines += [(line, (30, 70, 140)) for line in _wrap(f"{question.question} {answer} ({count}/{len(question.answers)})", font)]
+        asked = f"{question.question} {answer} ({count}/{len(question.answers)})"
+        lines += [(line, BLUE) for line in _wrap(asked, font)]
     return lines
 
 

@@ -152,7 +152,11 @@ class AnswerHead(nn.Module):
     def __init__(self, train: QuestionSet, answers: int, hidden: int, *, blind: bool, generator: torch.Generator) -> None:
         super().__init__()
         self.blind = blind
-        self.statistics = {"v": _statistics(train.images), "t": _statistics(train.texts[train.text.unique()])}
+        # Of the pictures and questions that are trained on, not of whatever else the tables hold.
+        self.statistics = {
+            "v": _statistics(train.images[train.image.unique()]),
+            "t": _statistics(train.texts[train.text.unique()]),
+        }
         width, device = train.texts.shape[1] * (1 if blind else 3), train.images.device
         self.first = nn.utils.skip_init(nn.Linear, width, hidden, device=device)
         self.last = nn.utils.skip_init(nn.Linear, hidden, answers, device=device)

@@ -25,6 +25,10 @@ from cmapkd.paper.metrics import Metrics
 from cmapkd.paper.tables import compute_table
 
 EPOCH = "946684800"  # 2000-01-01: any constant will do, it keeps the time of the build out of the PDF
+NO_LATEX = (
+    "there is no pdflatex on PATH: the tables, the figures, numbers.tex and paper.tex are made, paper.pdf is not; "
+    "on Debian or Ubuntu `apt-get install texlive-latex-recommended` brings it"
+)
 TIMEOUT = 120  # [s] of one pdflatex run
 
 
@@ -62,29 +66,41 @@ def build_numbers(context: PaperContext) -> None:
     write_atomic(context.paper / "numbers.tex", render_macros(numbers))
 
 
-def build_document(context: PaperContext, metrics: Metrics | None = None) -> bool:
-    """Write ``numbers.tex``, ``paper.tex`` and, if there is a pdflatex, ``paper.pdf``.
+def build_document(context: PaperContext, metrics: Metrics | None = None) -> None:
+    """Write ``paper/numbers.tex`` and ``paper/paper.tex``.
+
+    Raises:
+        UserError: a table or figure is not built yet.
+    """
+    build_numbers(context)
+    parts = {name: read_part(context, name) for name in (*context.tables, *context.figures)}
+    write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
+
+
+def build_pdf(context: PaperContext) -> bool:
+    """Typeset ``paper/paper.pdf``, if there is a pdflatex.
 
     Returns:
         Whether the PDF was made. If not, an older ``paper.pdf`` is removed: it may show other numbers than the files beside it.
 
     Raises:
-        UserError: a table or figure is not built yet, or LaTeX reports an error (its message is in the reason).
+        UserError: a part is missing, or LaTeX reports an error (its message is in the reason).
     """
-    build_numbers(context)
-    parts = {name: read_part(context, name) for name in (*context.tables, *context.figures)}
-    write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
     pdf = context.paper / "paper.pdf"
     if shutil.which("pdflatex") is None:
         pdf.unlink(missing_ok=True)
         return False
-    inputs = [
+    names = [
         "paper.tex",
         "numbers.tex",
         *(f"{name}.tex" for name in context.tables),
         *(f"{name}.pdf" for name in context.figures),
     ]
-    compile_pdf([context.paper / name for name in inputs], pdf)
+    inputs = [context.paper / name for name in names]
+    for path in inputs:
+        if not path.is_file():
+            raise UserError(key=str(path), reason="is not built yet", fix=f"make it: {context.recompute(path)}")
+    compile_pdf(inputs, pdf)
     return True
 
 
@@ -95,7 +111,8 @@ def build_paper(context: PaperContext) -> bool:
         build_table(name, context, metrics)
     for name in context.figures:
         build_figure(name, context, metrics)
-    return build_document(context, metrics)
+    build_document(context, metrics)
+    return build_pdf(context)
 
 
 def read_part(context: PaperContext, name: str) -> dict[str, Any]:

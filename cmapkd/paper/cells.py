@@ -168,6 +168,8 @@ def decimals_of(values: list[float], fixed: int | None) -> int:
     """Decimals of a column: fixed, or what its smallest non-zero number needs for three significant digits (at most 4)."""
     if fixed is not None:
         return fixed
+    if all(value == round(value) for value in values):
+        return 0
     smallest = min((abs(value) for value in values if value), default=1.0)
     return min(4, max(0, 2 - math.floor(math.log10(smallest))))
 

@@ -87,9 +87,9 @@ def _split_planned(table: Table) -> tuple[Panel, ...]:
 def _same_headings(panels: tuple[Panel, ...]) -> list[list[Panel]]:
     """Neighbouring panels with the same headings share one tabular, so that their columns align."""
     groups: list[list[Panel]] = []
-    shape: list[tuple[str, str]] = []
+    shape: list[tuple[str, str, bool]] = []
     for panel in panels:
-        headings = [(column.group, column.header) for column in panel.columns]
+        headings = [(column.group, column.header, column.planned) for column in panel.columns]
         if groups and headings == shape:
             groups[-1].append(panel)
         else:
@@ -172,6 +172,10 @@ def _cell(table: Table, row: Row, column: Column, mark: str | None) -> str:
     if column.planned:
         return f"\\emph{{{text}}}"
     text = {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}.get(mark or "", text)
+    deviations = [found.std for other in table.rows if (found := table.cell(other.key, column.key)) and found.std is not None]
+    if cell.std is None and column.deviation and deviations:
+        # Of one seed beside several: the number keeps its place above theirs.
+        text += f"\\phantom{{{{\\tiny$\\,\\pm\\,${number_of(max(deviations), decimals)}}}}}"
     if cell.std is not None and column.deviation:
         text += f"{{\\tiny$\\,\\pm\\,${number_of(cell.std, decimals)}}}"
     return text

@@ -13,6 +13,8 @@ from cmapkd.paper.build import read_part
 from cmapkd.paper.cells import Cell, Parent
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.latex import macro_key
+from cmapkd.paper.metrics import Metrics
+from cmapkd.paper.tables import TABLES, compute_table
 
 
 def parse_macro(text: str) -> tuple[str, str, str]:
@@ -42,8 +44,28 @@ def trace(context: PaperContext, table: str, row: str, column: str) -> str:
     for parent in cell.parents:
         lines += _parent(context, table, parent, f"{table} / {row} / {column}", repeated=parent.file in shown)
         shown.add(parent.file)
+    lines += _recomputed(context, table, row, column, cell)
     lines.append(f"  {table} is made by: {context.recompute(context.paper / f'{table}.json')}")
     return "\n".join(lines)
+
+
+def _recomputed(context: PaperContext, table: str, row: str, column: str, cell: Cell) -> list[str]:
+    """Make the table again in memory: a value that was edited in its file is found, even when its parents are untouched.
+
+    Raises:
+        UserError: the value differs from what the parents give.
+    """
+    if table not in TABLES:
+        return []
+    try:
+        made = compute_table(table, context, Metrics(context)).cell(row, column)
+    except UserError as error:  # some other cell's parent is at fault: this number's own parents were verified above
+        return [f"  not recomputed: {error.key}: {error.reason}"]
+    if made != cell:
+        path = context.paper / f"{table}.json"
+        reason = f"{row} / {column} = {cell.value:g} is not what its parents give" + (f" ({made.value:g})" if made else "")
+        raise UserError(key=str(path), reason=reason, fix=f"build it again: {context.recompute(path)}")
+    return ["  recomputed from its parents now: the same"]
 
 
 def _find(context: PaperContext, table: str, row: str, column: str) -> tuple[dict[str, Any], str, str]:

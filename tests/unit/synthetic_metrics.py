@@ -50,7 +50,11 @@ def context(directory: Path, **changes: Any) -> PaperContext:
 
 def metrics_of(level: float, *, teacher: bool) -> dict[str, Any]:
     """Metrics that rise with ``level``."""
-    recall = {f"{way}_r{k}": round(level * (1 + 0.15 * np.log(k)) + shift, 2) for way, shift in (("i2t", 0), ("t2i", -1.5)) for k in (1, 5, 10)}
+    recall = {
+        f"{way}_r{k}": round(level * (1 + 0.15 * np.log(k)) + shift, 2)
+        for way, shift in (("i2t", 0), ("t2i", -1.5))
+        for k in (1, 5, 10)
+    }
     recall |= {"mean_recall": round(sum(recall.values()) / 6, 4), "images": SAMPLES, "captions": 5 * SAMPLES}
     vqa = {"overall": 30 + level, "yes_no": 50 + level, "number": 20 + level, "other": 10 + level, "questions": 2 * SAMPLES}
     size = 4 if teacher else 1
@@ -61,13 +65,14 @@ def metrics_of(level: float, *, teacher: bool) -> dict[str, Any]:
         "efficiency": {
             "image_parameters": 412_345 * size, "text_parameters": 3_412_345 * size, "total_parameters": 3_824_690 * size,
             "image_flops": 13_200_000 * size, "text_flops": 9_100_000 * size, "total_flops": 22_300_000 * size,
-            "latency_ms_batch1": 1.31 * size - 0.01 * level / 20, "latency_ms_batch32": 0.21 * size, "device": "AMD EPYC 7B13, 2 threads",
+            "latency_ms_batch1": 1.31 * size - 0.01 * level / 20, "latency_ms_batch32": 0.21 * size,
+            "device": "AMD EPYC 7B13, 2 threads",
         },
     }  # fmt: skip
 
 
 def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:
-    """Per-query arrays: a margin for each picture and, with ALSN, weights that lean on the coarse level when the sample is easy."""
+    """Per-query arrays: a margin for each picture and, with ALSN, weights that lean on the coarse level of easy samples."""
     generator = np.random.default_rng(7)
     noise = np.random.default_rng(1000 + seed)
     arrays: dict[str, np.ndarray] = {}
@@ -77,7 +82,11 @@ def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:
         arrays[f"retrieval/{split}/stratum"] = np.array(["simple", "complex", "fine", "abstract"] * (SAMPLES // 4))
         if alsn:
             for tower, slope in (("visual", 1.5), ("language", 0.8)):
-                logits = np.outer(margin, slope * np.array([-1.2, -0.5, 0.2, 1.5])) + noise.normal(0, 0.06, (SAMPLES, 4)) + [0, 0.1, 0.2, 0.3]
+                logits = (
+                    np.outer(margin, slope * np.array([-1.2, -0.5, 0.2, 1.5]))
+                    + noise.normal(0, 0.06, (SAMPLES, 4))
+                    + [0, 0.1, 0.2, 0.3]
+                )
                 weights = np.exp(logits)
                 arrays[f"alsn/{split}/{tower}"] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return arrays

@@ -34,7 +34,6 @@ CONTACT_SHEETS = parts.contact_sheets(EXPERIMENT)
 wildcard_constraints:
     dataset="[^/]+",
     split="[^/]+",
-    stage="[^/]+",
     run="[^/]+",
     seed=r"\d+",
 

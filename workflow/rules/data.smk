@@ -10,9 +10,8 @@ rule data_fetch:
         f"{HOME}/logs/data/fetch-{{dataset}}.log",
     message:
         "Fetching what {wildcards.dataset} is made from"
-    retries: 0
     shell:
-        "{CMAPKD} data fetch {wildcards.dataset:q} --out {output:q} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} data fetch {wildcards.dataset:q} {OPTIONS} 2>&1 | tee {log:q}"
 
 
 rule data_build:

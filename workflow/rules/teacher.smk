@@ -3,24 +3,20 @@
 
 rule teacher:
     input:
-        lambda wildcards: parts.stage_inputs(PLAN, HOME, f"teacher-{wildcards.digest}"),
+        lambda wildcards: parts.stage_inputs(PLAN, HOME, wildcards.stage),
     output:
-        f"{HOME}/stages/teacher-{{digest}}/stage.json",
+        f"{HOME}/stages/{{stage}}/stage.json",
+    wildcard_constraints:
+        stage="teacher-.+",
     params:
-        depends=lambda wildcards: parts.train_params(PLAN, f"teacher-{wildcards.digest}"),
-    threads: workflow.cores
+        depends=lambda wildcards: parts.train_params(PLAN, wildcards.stage),
+        label=lambda wildcards: PLAN.stages[wildcards.stage].label,
+    threads: 2
     log:
-        f"{HOME}/logs/train/teacher-{{digest}}.log",
+        f"{HOME}/logs/train/{{stage}}.log",
     benchmark:
-        f"{HOME}/benchmarks/train/teacher-{{digest}}.jsonl"
+        f"{HOME}/benchmarks/train/{{stage}}.jsonl"
     message:
-        "Teacher ({wildcards.digest})"
+        "{params.label} ({wildcards.stage})"
     shell:
-        "{CMAPKD} train teacher-{wildcards.digest} --threads {threads} {OPTIONS} 2>&1 | tee {log:q}"
-
-
-use rule teacher as teacher_pyramid with:
-    input:
-        lambda wildcards: parts.stage_inputs(PLAN, HOME, f"teacher-pyramid-{wildcards.digest}"),
-    output:
-        f"{HOME}/stages/teacher-pyramid-{{digest}}/stage.json",
+        "{CMAPKD} train {wildcards.stage:q} --threads {threads} {OPTIONS} 2>&1 | tee {log:q}"

@@ -1,7 +1,7 @@
 """Emoji Scenes: pictures composed of openly licensed emoji drawings, with captions, classes and questions.
 
-Real pictures and real text that come inside npm packages, small enough for a laptop. The drawings are never committed; the build
-fetches them (``emoji/fetch.py``), matches them to concepts (``catalogue``), splits them without leakage (``splits``) and
+Real pictures and real text that come inside npm packages, small enough for a laptop. The drawings are never committed; the
+build fetches them (``emoji/fetch.py``), matches them to concepts (``catalogue``), splits them without leakage (``splits``) and
 composes scenes that are pure functions of (seed, split, index) (``compose``, ``captions``, ``questions``).
 """
 
@@ -57,13 +57,6 @@ class EmojiScenes:
     name = "emoji_scenes"
 
     def __init__(self, config: EmojiScenesConfig, cache: Path, packages: tuple[Package, ...] = PACKAGES) -> None:
-        if config.render_size < config.image_size:
-            raise UserError(
-                key="data.render_size",
-                value=config.render_size,
-                reason=f"drawings would be blown up: a scene is {config.image_size} px",
-                fix=f"render_size of at least {config.image_size}",
-            )
         self.config, self.cache, self.packages = config, Path(cache), packages
 
     def fetch(self) -> list[FetchedFile]:

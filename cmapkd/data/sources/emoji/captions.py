@@ -1,6 +1,6 @@
 """Five captions of a scene: at most ``MAXIMUM_WORDS`` words, the most informative first, each saying what tells scenes apart.
 
-Short because the small experiment's text towers read 16 tokens; what is cut off there is the place or the colour, never the thing.
+Short because the small experiment's text towers read 16 tokens; what is cut off there is place or colour, never the thing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _where(place: str) -> str:
     """``at the top left``, ``in the center``, ``filling the picture``."""
     if place == FILLING:
         return "filling the picture"
-    return f"in the {place}" if place == "center" or " " in place else f"at the {place}" if place in ("top", "bottom") else f"on the {place}"
+    preposition = {"top": "at", "bottom": "at", "left": "on", "right": "on"}.get(place, "in")
+    return f"{preposition} the {place}"
 
 
 def _short(place: str) -> str:
@@ -63,7 +64,10 @@ def _alone(
         f"{noun.indefinite} {where} on {colour}",
         f"{noun.label}, {short}, {colour}",
     ]
-    yield [f"{noun.described(size)} on {article(colour)} {colour} background, {short}", f"{size} {noun.label} on {colour}, {short}"]
+    yield [
+        f"{noun.described(size)} on {article(colour)} {colour} background, {short}",
+        f"{size} {noun.label} on {colour}, {short}",
+    ]
     if len(some) == 2:
         yield [
             f"{noun.indefinite} ({some[0]}, {some[1]}) on {colour}, {short}",
@@ -73,7 +77,10 @@ def _alone(
     if kind not in noun.label:
         yield [f"{article(kind)} {kind}, {noun.indefinite}, on {colour}, {short}", f"{kind}: {noun.label}, {colour}, {short}"]
     if some:
-        yield [f"{some[0]}: {noun.described(size)} {where}, {colour} background", f"{size} {noun.label}, {some[0]}, {colour}, {short}"]
+        yield [
+            f"{some[0]}: {noun.described(size)} {where}, {colour} background",
+            f"{size} {noun.label}, {some[0]}, {colour}, {short}",
+        ]
     yield [f"{size} {noun.label} {where}, {colour} background", f"{size} {noun.label}, {short}, {colour} background"]
     yield [f"{noun.label}, {size}, {short}, on {colour}"]
     yield [f"{colour} background with {noun.indefinite}, {short}", f"{colour}: {noun.label}, {short}"]

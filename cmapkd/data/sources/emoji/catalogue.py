@@ -133,7 +133,7 @@ def _names(
     used: list[tuple[str, str]] = []
     for _, icons, characters in sets:
         of_name = {name: hexcode for hexcode, name in characters.items()}
-        used += [(name, hexcode) for name, hexcode in of_name.items()]
+        used += of_name.items()
         for alias, target in icons.get("aliases", {}).items():
             if set(target) == {"parent"} and target["parent"] in of_name:
                 used.append((alias, of_name[target["parent"]]))
@@ -163,7 +163,8 @@ def _match(icons: Mapping[str, Any], characters: Mapping[str, str], names: Mappi
     taken = set(matched.values())
     for alias, target in icons.get("aliases", {}).items():
         hexcode, parent = names.get(squash(alias), ""), target.get("parent")
-        if hexcode and hexcode not in taken and set(target) == {"parent"} and parent in icons["icons"] and parent not in matched:
+        plain = set(target) == {"parent"} and parent in icons["icons"]  # not a turned or mirrored copy
+        if plain and hexcode and hexcode not in taken and parent not in matched:
             matched[parent] = hexcode
             taken.add(hexcode)
     return matched

@@ -1,8 +1,8 @@
 """What a scene shows, as a pure function of (seed, split, index), and its picture.
 
-Strata take turns: index % 4. `simple` one large concrete thing; `complex` two to four; `fine` one or two at a quarter to a third
-of the side; `abstract` one large symbol or emotion. So that captions tell scenes apart, a lone object's look (background colour
-and place) is dealt like cards: scene after scene of the same concept takes the next card of a shuffled deck, and no look
+Strata take turns: index % 4. `simple` one large concrete thing; `complex` two to four; `fine` one or two at a quarter to a
+third of the side; `abstract` one large symbol or emotion. So that captions tell scenes apart, a lone object's look (background
+colour and place) is dealt like cards: scene after scene of the same concept takes the next card of a shuffled deck, and no look
 comes twice before all have come once. Concepts are dealt the same way, so all are equally frequent.
 """
 
@@ -21,8 +21,9 @@ from cmapkd.data.sources.emoji.render import Picture
 
 STRATA = ("simple", "complex", "fine", "abstract")
 BACKGROUNDS = {
-    "white": (250, 250, 250), "gray": (168, 170, 174), "pink": (255, 186, 210), "orange": (255, 190, 120), "yellow": (255, 240, 140),
-    "green": (170, 226, 160), "blue": (158, 200, 250), "purple": (206, 172, 240), "brown": (186, 150, 122),
+    "white": (250, 250, 250), "gray": (168, 170, 174), "red": (238, 108, 108), "pink": (255, 186, 210),
+    "orange": (255, 190, 120), "yellow": (255, 240, 140), "green": (170, 226, 160), "blue": (158, 200, 250),
+    "purple": (206, 172, 240), "brown": (186, 150, 122),
 }  # fmt: skip
 TINT_JITTER = 8  # levels of 255 by which a tint varies, so that its exact value is no name tag
 PLACES = {
@@ -35,7 +36,10 @@ LARGE, HUGE = 0.58, 0.9  # share of the side
 SMALL = (0.25, 0.29, 0.33)
 # Layouts of complex scenes: side of an object, and the place of each.
 LAYOUTS: dict[int, tuple[tuple[float, tuple[str, ...]], ...]] = {
-    2: ((0.47, ("left", "right")), (0.47, ("top", "bottom")), (0.47, ("top left", "bottom right")), (0.47, ("top right", "bottom left"))),
+    2: (
+        (0.47, ("left", "right")), (0.47, ("top", "bottom")),
+        (0.47, ("top left", "bottom right")), (0.47, ("top right", "bottom left")),
+    ),
     3: ((0.45, ("top left", "top right", "bottom")), (0.45, ("top", "bottom left", "bottom right"))),
     4: ((0.44, ("top left", "top right", "bottom left", "bottom right")),),
 }  # fmt: skip
@@ -48,7 +52,7 @@ PARTITIONS: tuple[tuple[int, ...], ...] = (
 
 @dataclass(frozen=True)
 class Placed:
-    """One object: concept, drawing, side [share of the picture's], place name and centre [share of the side, right and down]."""
+    """One object: concept, drawing, side [share of the picture's], place name and centre [shares, rightwards and down]."""
 
     hexcode: str
     drawing: str

@@ -118,9 +118,9 @@ def _npm_pack(package: Package, directory: Path) -> Path:
         raise UserError(
             key=f"package {package.spec}",
             reason=f"npm could not fetch it: {reason or 'it wrote no tarball'}",
-            fix="the first build needs the network: check it, and npm's registry and proxy settings (npm config list), then run "
-            f"again. On a machine without network, copy {package.filename} (npm pack {package.spec} elsewhere) into the data "
-            f"cache {directory.parent}",
+            fix="the first build needs the network: check it, and npm's registry and proxy settings (npm config list), then "
+            f"run again. On a machine without network, copy {package.filename} (npm pack {package.spec} elsewhere) into the "
+            f"data cache {directory.parent}",
         )
     return tarball
 

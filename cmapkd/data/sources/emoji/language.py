@@ -16,71 +16,100 @@ LABELS = {
     "beaming face with smiling eyes": "beaming face", "bowling": "bowling ball", "camping": "campsite",
     "children crossing": "children-crossing sign", "cityscape at dusk": "city at dusk", "collision": "explosion",
     "computer disk": "minidisc", "construction": "construction barrier", "cooking": "frying pan",
-    "dashing away": "puff of air", "dizzy": "dizzy star", "e-mail": "e-mail envelope", "face savoring food": "face licking its lips",
-    "flag in hole": "golf flag", "foggy": "foggy city", "globe showing Americas": "globe of the Americas",
-    "globe showing Asia-Australia": "globe of Asia", "globe showing Europe-Africa": "globe of Europe",
-    "hot springs": "hot spring", "hundred points": "hundred mark", "houses": "group of houses",
-    "ice cream": "bowl of ice cream", "joker": "joker card", "leaf fluttering in wind": "leaf in the wind",
-    "light rail": "light rail train", "metro": "metro train", "mount fuji": "Mount Fuji", "national park": "park landscape",
-    "new moon": "dark moon", "night with stars": "starry night", "no bicycles": "no-bicycles sign",
-    "no entry": "no-entry sign", "no littering": "no-littering sign", "no mobile phones": "no-phones sign",
-    "no pedestrians": "no-pedestrians sign", "no smoking": "no-smoking sign", "non-potable water": "no-drinking-water sign",
+    "dashing away": "puff of air", "dizzy": "dizzy star", "e-mail": "e-mail envelope",
+    "face savoring food": "face licking its lips", "flag in hole": "golf flag", "foggy": "foggy city",
+    "globe showing Americas": "globe of the Americas", "globe showing Asia-Australia": "globe of Asia",
+    "globe showing Europe-Africa": "globe of Europe", "hot springs": "hot spring", "hundred points": "hundred mark",
+    "houses": "group of houses", "ice cream": "bowl of ice cream", "joker": "joker card",
+    "leaf fluttering in wind": "leaf in the wind", "light rail": "light rail train", "metro": "metro train",
+    "mount fuji": "Mount Fuji", "national park": "park landscape", "new moon": "dark moon",
+    "night with stars": "starry night", "no bicycles": "no-bicycles sign", "no entry": "no-entry sign",
+    "no littering": "no-littering sign", "no mobile phones": "no-phones sign", "no pedestrians": "no-pedestrians sign",
+    "no smoking": "no-smoking sign", "non-potable water": "no-drinking-water sign",
     "rolling on the floor laughing": "rolling laughing face", "restroom": "restroom sign", "seat": "airplane seat",
-    "sport utility vehicle": "SUV", "station": "train station", "Statue of Liberty": "statue of liberty", "sweat droplets": "droplets",
-    "tennis": "tennis ball", "umbrella with rain drops": "umbrella in the rain", "wedding": "wedding chapel",
-    "ZZZ": "sleep sign", "children": "children sign", "cinema": "film sign", "fireworks": "firework", "sparkles": "group of sparkles",
+    "sport utility vehicle": "SUV", "station": "train station", "Statue of Liberty": "statue of liberty",
+    "sweat droplets": "droplets", "tennis": "tennis ball", "umbrella with rain drops": "umbrella in the rain",
+    "wedding": "wedding chapel", "ZZZ": "sleep sign", "children": "children sign", "cinema": "film sign",
+    "fireworks": "firework", "sparkles": "group of sparkles", "hourglass done": "hourglass",
+    "hourglass not done": "flowing hourglass", "milky way": "galaxy", "locked": "closed padlock",
+    "unlocked": "open padlock", "high voltage": "high-voltage sign", "plus": "plus sign", "minus": "minus sign",
+    "wireless": "wireless sign", "customs": "customs sign", "airplane departure": "departing airplane",
+    "airplane arrival": "arriving airplane",
 }  # fmt: skip
 
 # Sub-group slug -> name of one member; the zero-shot classes, and the answers to "what kind of thing is this?".
 SUBGROUPS = {
-    "face-smiling": "happy face", "face-affection": "loving face", "face-tongue": "playful face", "face-hand": "gesturing face",
-    "face-neutral-skeptical": "doubtful face", "face-sleepy": "drowsy face", "face-unwell": "sick face", "face-hat": "face wearing a hat",
-    "face-glasses": "face wearing glasses", "face-concerned": "troubled face", "face-negative": "menacing face",
-    "face-costume": "fantasy creature", "cat-face": "cat expression", "monkey-face": "monkey gesture", "heart": "heart symbol",
-    "emotion": "emotion symbol", "animal-mammal": "mammal", "animal-bird": "bird", "animal-amphibian": "amphibian",
-    "animal-reptile": "reptile", "animal-marine": "sea animal", "animal-bug": "bug", "plant-flower": "flower",
-    "plant-other": "plant", "food-fruit": "fruit", "food-vegetable": "vegetable", "food-prepared": "dish",
-    "food-asian": "Asian dish", "food-marine": "seafood", "food-sweet": "dessert", "drink": "drink", "dishware": "tableware",
-    "place-map": "map", "place-geographic": "landscape", "place-building": "building", "place-religious": "religious building",
+    "face-smiling": "happy face", "face-affection": "loving face", "face-tongue": "playful face",
+    "face-hand": "gesturing face", "face-neutral-skeptical": "doubtful face", "face-sleepy": "drowsy face",
+    "face-unwell": "sick face", "face-hat": "face wearing a hat", "face-glasses": "face wearing glasses",
+    "face-concerned": "troubled face", "face-negative": "menacing face", "face-costume": "fantasy creature",
+    "cat-face": "cat expression", "monkey-face": "monkey gesture", "heart": "heart symbol", "emotion": "emotion symbol",
+    "animal-mammal": "mammal", "animal-bird": "bird", "animal-amphibian": "amphibian", "animal-reptile": "reptile",
+    "animal-marine": "sea animal", "animal-bug": "bug", "plant-flower": "flower", "plant-other": "plant",
+    "food-fruit": "fruit", "food-vegetable": "vegetable", "food-prepared": "dish", "food-asian": "Asian dish",
+    "food-marine": "seafood", "food-sweet": "dessert", "drink": "drink", "dishware": "tableware", "place-map": "map",
+    "place-geographic": "landscape", "place-building": "building", "place-religious": "religious building",
     "place-other": "city sight", "transport-ground": "land vehicle", "transport-water": "water vehicle",
-    "transport-air": "air vehicle", "hotel": "hotel item", "time": "clock", "sky-weather": "weather symbol", "event": "festive object",
-    "award-medal": "award", "sport": "sports item", "game": "game", "arts-crafts": "art supply", "clothing": "piece of clothing",
-    "sound": "sound sign", "music": "music symbol", "musical-instrument": "musical instrument", "phone": "phone device",
-    "computer": "electronic device", "light-video": "light or video device", "book-paper": "printed paper", "money": "money item",
-    "mail": "mail item", "writing": "writing tool", "office": "office supply", "lock": "lock or key", "tool": "hand tool",
-    "science": "scientific instrument", "medical": "medical item", "household": "household item", "other-object": "other object",
-    "transport-sign": "public sign", "warning": "warning sign", "arrow": "arrow", "religion": "religious symbol",
-    "zodiac": "zodiac sign", "av-symbol": "player button", "gender": "gender symbol", "math": "math symbol",
-    "punctuation": "punctuation mark", "currency": "currency symbol", "other-symbol": "miscellaneous symbol", "geometric": "shape",
+    "transport-air": "air vehicle", "hotel": "hotel item", "time": "clock", "sky-weather": "weather symbol",
+    "event": "festive object", "award-medal": "award", "sport": "sports item", "game": "game",
+    "arts-crafts": "art supply", "clothing": "piece of clothing", "sound": "sound sign", "music": "music symbol",
+    "musical-instrument": "musical instrument", "phone": "phone device", "computer": "electronic device",
+    "light-video": "light or video device", "book-paper": "printed paper", "money": "money item", "mail": "mail item",
+    "writing": "writing tool", "office": "office supply", "lock": "lock or key", "tool": "hand tool",
+    "science": "scientific instrument", "medical": "medical item", "household": "household item",
+    "other-object": "other object", "transport-sign": "public sign", "warning": "warning sign", "arrow": "arrow",
+    "religion": "religious symbol", "zodiac": "zodiac sign", "av-symbol": "player button", "gender": "gender symbol",
+    "math": "math symbol", "punctuation": "punctuation mark", "currency": "currency symbol",
+    "other-symbol": "miscellaneous symbol", "geometric": "shape",
 }  # fmt: skip
 
 # Characters, not pictures: their labels describe nothing that is drawn.
 EXCLUDED_SUBGROUPS = frozenset({"alphanum", "keycap"})
 
-_MASS = frozenset("""
-    bacon bread broccoli bubble tea butter camping clothing cooked rice curry rice custard dim sum falafel fire fog garlic ginger root
-    honey money oden popcorn rice sake salt sashimi shaved ice spaghetti sushi thread tofu toilet paper yarn ice soap hail
-""".replace("bubble tea", "bubble-tea").split()) | {
-    "cooked rice", "curry rice", "dim sum", "shaved ice", "toilet paper", "bubble tea", "ginger root", "money with wings",
-}  # fmt: skip
+_MASS = frozenset(
+    {"bacon", "bread", "broccoli", "butter", "custard", "falafel", "fire", "fog", "garlic", "honey", "ice", "oden", "popcorn"}
+    | {
+        "sake",
+        "salt",
+        "soap",
+        "spaghetti",
+        "sushi",
+        "thread",
+        "yarn",
+        "ice hockey",
+        "bubble tea",
+        "cooked rice",
+        "curry rice",
+        "dim sum",
+        "ginger root",
+        "money with wings",
+        "shaved ice",
+        "toilet paper",
+    }
+)
 _PLURAL = frozenset({
-    "beans", "blueberries", "cherries", "chopsticks", "clinking beer mugs", "clinking glasses", "droplets", "french fries", "glasses",
-    "goggles", "grapes", "headphones", "jeans", "musical notes", "olives", "paw prints", "revolving hearts", "scissors", "shorts",
-    "skis", "socks", "sunglasses", "two hearts", "gloves", "eyes", "clinking beer glasses", "linked paperclips", "control knobs",
-    "clockwise vertical arrows", "crossed swords", "flags", "crossed flags", "carp streamers", "chains", "nesting dolls", "maracas",
-    "ballet shoes", "bubbles", "masks", "performing arts", "footprints", "hiking boots", "plus arrows", "balance scales",
+    "beans", "blueberries", "cherries", "chopsticks", "clinking beer mugs", "clinking glasses", "droplets",
+    "french fries", "glasses", "goggles", "grapes", "headphones", "jeans", "musical notes", "olives", "paw prints",
+    "revolving hearts", "scissors", "shorts", "skis", "socks", "sunglasses", "two hearts", "gloves", "eyes",
+    "clinking beer glasses", "linked paperclips", "control knobs", "clockwise vertical arrows", "crossed swords", "flags",
+    "crossed flags", "carp streamers", "chains", "nesting dolls", "maracas", "ballet shoes", "bubbles", "masks",
+    "performing arts", "footprints", "peanuts", "pancakes", "Japanese dolls", "admission tickets",
+    "flower playing cards", "briefs", "woman's clothes", "shopping bags", "prayer beads", "film frames", "books",
+    "bookmark tabs", "card index dividers", "antenna bars",
 })  # fmt: skip
-_NAMES = frozenset({"Mount Fuji", "Aries", "Taurus", "Gemini", "Cancer", "Leo", "Virgo", "Libra", "Scorpio", "Sagittarius",
-                    "Capricorn", "Aquarius", "Pisces", "Ophiuchus"})  # fmt: skip
-_CONSONANT_SOUND = re.compile(r"(uni(?!m|n)|use|uk|eu|ewe|one\b|once|ufo|u-)", re.IGNORECASE)
-_VOWEL_SOUND = re.compile(r"(hour|honest|heir|x-ray|sos\b|suv\b|atm\b)", re.IGNORECASE)
-_NO_AN = re.compile(r"suv\b", re.IGNORECASE)
+_NAMES = frozenset(
+    {"Mount Fuji", "Aries", "Taurus", "Gemini", "Cancer", "Leo", "Virgo", "Libra", "Scorpio", "Sagittarius", "Capricorn"}
+    | {"Aquarius", "Pisces", "Ophiuchus"}
+)
+_CONSONANT_SOUND = re.compile(r"uni(?!m|n)|use|uk|eu|ewe|one\b|once|ufo|u-", re.IGNORECASE)
+_VOWEL_SOUND = re.compile(r"hour|honest|heir|herb\b|x-ray|sos\b|suv\b", re.IGNORECASE)
 _IRREGULAR = {
-    "mouse": "mice", "ox": "oxen", "tooth": "teeth", "die": "dice", "man": "men", "woman": "women", "child": "children", "goose": "geese",
-    "fish": "fish", "blowfish": "blowfish", "jellyfish": "jellyfish", "sheep": "sheep", "deer": "deer", "squid": "squid", "bison": "bison",
-    "shrimp": "shrimp", "leaf": "leaves", "wolf": "wolves", "knife": "knives", "shelf": "shelves", "loaf": "loaves", "scarf": "scarves",
-    "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes", "volcano": "volcanoes", "tornado": "tornadoes",
-    "mosquito": "mosquitoes", "buffalo": "buffalo", "cactus": "cacti", "ewe": "ewes", "SUV": "SUVs",
+    "mouse": "mice", "ox": "oxen", "tooth": "teeth", "die": "dice", "man": "men", "woman": "women", "child": "children",
+    "goose": "geese", "fish": "fish", "blowfish": "blowfish", "jellyfish": "jellyfish", "sheep": "sheep", "deer": "deer",
+    "squid": "squid", "bison": "bison", "shrimp": "shrimp", "leaf": "leaves", "wolf": "wolves", "knife": "knives",
+    "shelf": "shelves", "loaf": "loaves", "scarf": "scarves", "potato": "potatoes", "tomato": "tomatoes",
+    "mango": "mangoes", "volcano": "volcanoes", "tornado": "tornadoes", "mosquito": "mosquitoes", "buffalo": "buffalo",
+    "cactus": "cacti", "ewe": "ewes", "SUV": "SUVs",
 }  # fmt: skip
 _AFTER_HEAD = re.compile(r" (with|of|in|on|over|behind|without|for|at|and|showing|but) ")
 NUMBERS = ("zero", "one", "two", "three", "four")
@@ -88,11 +117,8 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 
 def article(phrase: str) -> str:
     """``a`` or ``an`` before ``phrase``, by sound: an owl, a unicorn, an hourglass."""
-    if _CONSONANT_SOUND.match(phrase) or _NO_AN.match(phrase):
-        vowel = bool(_NO_AN.match(phrase)) and phrase[:3] != "SUV"
-    else:
-        vowel = phrase[:1].lower() in "aeiou" or bool(_VOWEL_SOUND.match(phrase))
-    return "an" if vowel else "a"
+    vowel = phrase[:1].lower() in "aeiou" and not _CONSONANT_SOUND.match(phrase)
+    return "an" if vowel or _VOWEL_SOUND.match(phrase) else "a"
 
 
 @dataclass(frozen=True)
@@ -160,6 +186,7 @@ def plain_label(label: str, subgroup: str) -> str | None:
     if subgroup in EXCLUDED_SUBGROUPS:
         return None
     said = LABELS.get(label, label).replace("’", "'")
+    said = re.sub(r"^(\S+) o'clock$", r"clock at \1", re.sub(r"^(\w+-thirty)$", r"clock at \1", said))
     return said if re.fullmatch(r"[A-Za-z' -]+", said) else None
 
 
@@ -169,17 +196,22 @@ def class_name(subgroup: str) -> str:
 
 
 # Keywords that say nothing of the picture: chat slang, moods of the moment, parts of idioms.
-_UNSPOKEN = frozenset("""
-    about adorbs again agree app away bae baa back bathing bless born break bright bro call cavities chilling choo class clearly close
-    colada comic contact country cubical dating date decisions definitely dinner direct done down dreams drove drugs drunk dung early
-    easy else entertainment epic european fail faithful fall family fast feels first fish flipper fleek flu fml food for forgot fresh
-    full fun game gay genderqueer glbt glbtq good gotta haha hail happy heart hehe hitched hole home hot hours hrs ily impressed
-    improvement job keep late lesbian lgbt lgbtq lgbtqia like lit litaf lmao lol lots love lover lucky mad made maze miss morning
-    muah munch mai natural nature new next nooo not now off omg one ornithology outdoors over pass perfect pina please pride queer rad
-    restaurant roflcopter roflmao rofl secret settle sexy shade shopping side simple slay smh some sow spin start stealth style
-    suburban suburbia super swag sweet taurus tail tale tale talk than thing think time tmi tooth trans transgender triumph true
-    truth tai twisted under upset watch way where whatever whew who win won work yolo you young yup zoo gang vampire vitamin move
-""".split())
+_UNSPOKEN = frozenset(
+    """
+    about action adorbs again agree american app arrived away awesome baa back bae bathing billionaire bless born bowl
+    break bright bro call cavities chilling choo class clearly close colada comfortable comic contact country cubical
+    date dating decisions definitely dinner direct dizzy done down dreams drive drove drugs drunk dung early easy else
+    embarrassed entertainment epic european excited fail faithful fall family fast feels first fish fleek flipper flu
+    fml food for forgot fresh front full fun game gang gay genderqueer glbt glbtq good gotta haha hail happy heart
+    hehe hitched hole home hot hours hrs ily impressed improvement job keep late lesbian lgbt lgbtq lgbtqia like lit
+    litaf lmao lol lots love lover lucky mad made mai maze millionaire miss morning move muah munch natural nature
+    nervous new next nooo not now off omg one ornithology outdoors over pass perfect pina please pride queer rad
+    resort restaurant rofl roflcopter roflmao school secret settle sexy shade shopping side simple slay smh some sow
+    spin spinning sportutility start stealth strat strike style suburban suburbia super swag sweet tai tail tale talk
+    taurus than thing think time tmi tool tooth trans transgender trip triumph true truth twisted under upset vampire
+    vitamin waiting watch way weekend whatever where whew who win won woohoo work yolo you young yup zoo
+    """.split()  # noqa: SIM905 - a list of two hundred quoted words is harder to read
+)
 
 
 def spoken_keywords(keywords: Sequence[str], label: str, kind: str, limit: int = 4) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Questions about a scene in VQAv2 form: ten answers each, types yes/no, number and other.
 
-Every kind of question is balanced so that the question alone says little: `is there ...?` is yes half of the time, and the things
-that are not there are drawn as those that are (from another scene of the same stratum); numbers asked for are spread evenly
-over what the stratum can show. How much the question alone does say is measured by ``question_only``.
+Every kind of question is balanced so that the question alone says little: `is there ...?` is yes half of the time, and the
+things that are not there are drawn as those that are (from another scene of the same stratum); numbers asked for are spread
+evenly over what can be shown. How much the question alone does say is measured by ``question_only``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from cmapkd.data.sources.emoji.language import Noun
 ANSWERS = 10
 # How many of the ten disagree, drawn evenly: as people do on easy questions, never so many that the majority is in doubt. Fewer
 # where an answer is one of a handful: three who say "yes" already earn a wrong "yes" 0.9 by the official formula.
-DISSENT: dict[AnswerType, tuple[int, ...]] = {"yes/no": (0, 0, 0, 0, 0, 1), "number": (0, 0, 0, 1), "other": (0, 0, 0, 1, 1, 2, 3)}
+DISSENT: dict[AnswerType, tuple[int, ...]] = {
+    "yes/no": (0, 0, 0, 0, 0, 1),
+    "number": (0, 0, 0, 1),
+    "other": (0, 0, 0, 1, 1, 2, 3),
+}
 # Share of the scenes with 1, 2, 3 or 4 of a thing in which its number is asked: evens out how frequent they are.
 ASK_NUMBER = {1: 0.3, 2: 0.75, 3: 1.0, 4: 1.0}
 ASK_NUMBER_OF_ONE = 0.4  # the same for a lone small thing
 RARER = 0.3  # share of the second question of a type
 Asked = tuple[str, AnswerType, str, Sequence[str]]  # question, type, answer, plausible other answers
+Ask = Callable[[Scene, random.Random], Asked | None]
 
 
 class Interviewer:
@@ -39,12 +44,13 @@ class Interviewer:
     def ask(self, scene: Scene) -> list[Question]:
         """``count`` different questions, their types as even as the scene allows."""
         rng = scene.random("questions")
-        kinds: list[list[Callable[[Scene, random.Random], Asked | None]]] = [
-            [self._is_there, self._is_background],
-            [self._what, self._kind] if len(scene.objects) == 1 else [self._what_is_where, self._background],
-            {"complex": [self._how_many_of, self._how_many], "fine": [self._one_thing, self._background]}.get(
-                scene.stratum, [self._where, self._background]
-            ),
+        lone = len(scene.objects) == 1
+        kinds: list[tuple[Ask, Ask]] = [
+            (self._is_there, self._is_background),
+            (self._what, self._kind) if lone else (self._what_is_where, self._background),
+            (self._how_many_of, self._how_many)
+            if scene.stratum == "complex"
+            else (self._one_thing if scene.stratum == "fine" else self._where, self._background),
         ]
         # Rotating by the scene's turn within its stratum gives each type its share even with one question a scene.
         turn = (scene.index // len(STRATA)) % len(kinds)
@@ -86,7 +92,12 @@ class Interviewer:
 
     def _kind(self, scene: Scene, rng: random.Random) -> Asked:
         hexcode = scene.objects[0].hexcode
-        return "what kind of thing is this?", "other", self.classes[hexcode], [self.nouns[hexcode].label, *self.keywords[hexcode][:1]]
+        return (
+            "what kind of thing is this?",
+            "other",
+            self.classes[hexcode],
+            [self.nouns[hexcode].label, *self.keywords[hexcode][:1]],
+        )
 
     def _background(self, scene: Scene, rng: random.Random) -> Asked:
         names = list(BACKGROUNDS)

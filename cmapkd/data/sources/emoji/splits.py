@@ -1,8 +1,9 @@
 """Which concepts are kept, and which of their drawings each split may use, so that nothing of a test is seen in training.
 
 1. A picture that two concepts share pixel for pixel is dropped.
-2. Concepts that are variants of one another form a component: by name (clock faces, hearts, moons, arrows, ...) and where two or
-   more style families draw them nearly alike. At most ``COMPONENT_LIMIT`` concepts of a component are kept.
+2. Concepts that are variants of one another form a component: by kind (clock faces, hearts, moons, arrows, ...), where one
+   label contains the other (tiger, tiger face), and where two or more style families draw them nearly alike. At most
+   ``COMPONENT_LIMIT`` concepts of a component are kept.
 3. Drawings of one concept that are of one style family, or near-duplicates of one another, form a style; the ``concepts``
    concepts with the most styles are kept.
 4. Whole components are held out for `test_concept`. Of every other concept one style goes to `validation` and another one to
@@ -29,8 +30,9 @@ MINIMUM_STYLES = 3  # two for training, one held out
 ABSTRACT_GROUPS = frozenset({"smileys-emotion", "symbols"})
 
 # Sub-groups whose members are variants of one sign, and words that mark variants across sub-groups.
-_ONE_COMPONENT = frozenset({"heart", "arrow", "geometric", "av-symbol", "cat-face", "monkey-face", "music", "punctuation", "math"})
-_MARKERS = ("o'clock", "thirty", "moon", "hourglass", "mailbox", "speaker", "book", "lock", "yen", "dollar", "euro", "pound")
+_ONE_COMPONENT = frozenset({"heart", "arrow", "geometric", "av-symbol", "cat-face", "monkey-face"})
+_ONE_COMPONENT |= {"music", "punctuation", "math"}
+_MARKERS = ("clock", "moon", "hourglass", "mailbox", "speaker", "book", "lock", "yen", "dollar", "euro", "pound")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ def _components(usable: dict[str, list[Picture]], labels: dict[str, str], subgro
         keys += [f"word {marker}" for marker in _MARKERS if marker in labels[hexcode].replace("-", " ").split()]
         for key in keys:
             union.join(first.setdefault(key, hexcode), hexcode)
+    words = {hexcode: frozenset(labels[hexcode].lower().replace("-", " ").split()) for hexcode in usable}
+    for small in usable:
+        for large in usable:
+            if words[small] < words[large]:
+                union.join(small, large)
     by_set: dict[str, list[Picture]] = defaultdict(list)
     for drawn in usable.values():
         for picture in drawn:
@@ -149,7 +156,7 @@ def _best_covered(
         return (-len(styles[hexcode]), -sum(map(len, styles[hexcode])), catalogue.concepts[hexcode].order)
 
     used: Counter[int] = Counter()
-    kept = []
+    kept: list[str] = []
     for hexcode in sorted((h for h in styles if len(styles[h]) >= MINIMUM_STYLES), key=rank):
         if len(kept) < count and used[component[hexcode]] < COMPONENT_LIMIT:
             used[component[hexcode]] += 1
@@ -215,7 +222,7 @@ def _drop_near_training(split: dict[str, dict[str, list[Picture]]]) -> dict[str,
         clean: dict[str, list[Picture]] = {}
         for hexcode, drawn in split[name].items():
             close = near_duplicates(drawn, training).any(axis=1)
-            if own := [picture for picture, bad in zip(drawn, close, strict=True) if not bad]:
+            if own := [drawn[i] for i in np.flatnonzero(~close)]:
                 clean[hexcode] = own
         split[name] = clean
         dropped[name] = before - sum(map(len, clean.values()))
@@ -239,7 +246,8 @@ def _residue(split: dict[str, dict[str, list[Picture]]], component: dict[str, in
         overlap[name] = {
             "identical_pictures": sum(picture.exact in exact for picture in held),
             "near_duplicate_pictures": int(near_duplicates(held, training).any(axis=1).sum()),
-            "look_alike_share": round(float(near_duplicates(held, training, factor=1.5).any(axis=1).mean()), 4) if held else 0.0,
+            "look_alike_pictures": int(near_duplicates(held, training, factor=1.5).any(axis=1).sum()),
+            "pictures": len(held),
             "concept_and_family_pairs": len(styles(name) & styles("train")),
             "concepts": len(set(split[name]) & set(split["train"])),
         }

@@ -1,0 +1,90 @@
+"""One rank of 2B equals two ranks of B: loss and every gradient, and weights after steps through DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+
+from cmapkd.training import distributed
+from cmapkd.training.stages import Distillation, Teacher
+
+RANKS, BATCH = 2, 8  # B = 4 on each rank
+# Name of a case -> method, stage options, method options. ALSN without dropout: its draws differ between ranks by design.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "scratch": ("scratch", {}, {}),
+    "kd": ("kd", {}, {"temperature": 2.0}),
+    "kd with a scale of its own for the teacher": ("kd", {}, {"teacher_scale": 25.0}),
+    "teacher_pyramid": ("teacher_pyramid", {"trains": ("pyramid",)}, {}),
+    "cmapkd uniform, top level": ("cmapkd", {"levels": 1}, {}),
+    "cmapkd manual, two levels": ("cmapkd", {"levels": 2, "policy": "manual"}, {}),
+    "cmapkd alsn, all levels": ("cmapkd", {"policy": "alsn"}, {"alsn": {"dropout": 0.0}}),
+    "cmapkd alsn, learned alpha": ("cmapkd", {"policy": "alsn"}, {"alsn": {"dropout": 0.0}, "alpha": "learned"}),
+}
+
+
+def build(case: str) -> tuple[Distillation, Teacher | None]:
+    """A case's module and teacher, the same in each process."""
+    method, of, options = CASES[case]
+    return tiny.setup(method, tiny.stage(**of), **options)
+
+
+def loss_and_gradients(case: str, rank: int, ranks: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Loss, logged parts and parameter gradients of one rank's share of the batch."""
+    module, teacher = build(case)
+    rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    pictures, captions = tiny.images(BATCH)[rows], tiny.tokens(BATCH)[rows]
+    terms = module(pictures, captions, tiny.teach(teacher, pictures, captions))
+    terms.total.backward()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return terms.total.detach(), terms.parts, gradients
+
+
+def _equality_worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=RANKS)
+    results = {}
+    for case in CASES:
+        loss, parts, gradients = loss_and_gradients(case, rank, RANKS)
+        mean = {name: distributed.mean_over_ranks(value) for name, value in gradients.items()}
+        logged = {name: distributed.mean_over_ranks(value) for name, value in parts.items()}
+        results[case] = (distributed.mean_over_ranks(loss), logged, mean)
+    torch.save(results, folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Each rank's averaged loss, parts and gradients of every case, from two gloo processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(_equality_worker, args=(folder,), nprocs=RANKS)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_of_b_equal_one_of_2b(case: str, two_ranks: list[dict[str, Any]]) -> None:
+    loss, parts, gradients = loss_and_gradients(case, 0, 1)
+    assert gradients
+    for other_loss, other_parts, other_gradients in (results[case] for results in two_ranks):
+        torch.testing.assert_close(other_loss, loss, atol=1e-5, rtol=1e-5)
+        assert other_parts.keys() == parts.keys()
+        for name, value in parts.items():
+            torch.testing.assert_close(other_parts[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        assert other_gradients.keys() == gradients.keys()
+        for name, value in gradients.items():
+            torch.testing.assert_close(other_gradients[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_gradients_in_these_cases_are_not_negligible() -> None:
+    """A comparison to 1e-5 says something only of gradients well above it."""
+    for case in CASES:
+        gradients = loss_and_gradients(case, 0, 1)[2]
+        large = [name for name, value in gradients.items() if float(value.abs().max()) > 1e-3]
+        assert len(large) > len(gradients) / 2, case

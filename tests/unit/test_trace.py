@@ -1,0 +1,147 @@
+"""Trace: from a number back to its run, and refusal when the chain is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from synthetic_metrics import context, write_all, write_metrics
+
+from cmapkd.errors import UserError
+from cmapkd.files import sha256_of
+from cmapkd.paper.build import build_figure, build_table
+from cmapkd.paper.context import PaperContext
+from cmapkd.paper.trace import parse_macro, trace
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> PaperContext:
+    made = context(tmp_path, seeds=(0, 1), planned=True)
+    write_all(made)
+    for name in made.tables:
+        build_table(name, made)
+    return made
+
+
+def test_the_whole_chain_is_printed(setting: PaperContext) -> None:
+    text = trace(setting, "table2", "CMAPKD", "i2t_r1")
+    assert text.startswith("table2 / CMAPKD / i2t_r1 = 23.7 ± 0.282843")
+    for seed in (0, 1):
+        path = setting.metric_file("CMAPKD", seed)
+        assert f"from {path}" in text
+        assert f"sha256: {sha256_of(path)} (verified now)" in text
+        assert f"run: CMAPKD, seed {seed}" in text
+        assert f"recomputed by: snakemake --cores all --force --configfile config/synthetic.yaml -- {path}" in text
+    for part in (
+        "i2t_r1 = 23.5",
+        "i2t_r1 = 23.9",
+        "commit: 0123456789abcdef0123456789abcdef01234567 (clean)",
+        "configuration: c0ffee",
+        "data: emoji_scenes da7a",
+        "trained in: coarse-1a2b3c",
+        "trained in: fine-4d5e6f",
+        "image: none",
+        "host: laptop",
+        "took 12.5 s",
+        "command: cmapkd evaluate CMAPKD 0",
+        "torch 2.14.1",
+    ):
+        assert part in text
+
+
+def test_stages_with_their_own_origin_are_told(setting: PaperContext) -> None:
+    stage = {
+        "address": "fine-1",
+        "label": "CMAPKD seed 0: fine",
+        "commit": "fedcba",
+        "dirty": True,
+        "host": "node7",
+        "wall_seconds": 90,
+    }
+    write_metrics(setting, "KD", 0, 20.0, edit=lambda c: c["provenance"].update(stages=[stage]))
+    build_table("table2", setting)
+    text = trace(setting, "table2", "KD", "i2t_r1")
+    assert "trained in: fine-1 (CMAPKD seed 0: fine) commit fedcba (with uncommitted changes) on node7" in text
+
+
+def test_a_ratio_names_the_teacher_too(setting: PaperContext) -> None:
+    text = trace(setting, "table5", "KD", "speed_up")
+    assert "teacher / student" in text
+    assert "run: Teacher, seed 0" in text
+    assert "run: KD, seed 1" in text
+
+
+def test_a_planned_number_is_called_so(setting: PaperContext) -> None:
+    text = trace(setting, "table2", "CMAPKD", "planned:i2t_r1")
+    assert "PLANNED before any experiment: this is not a result" in text
+    assert "planned.yaml" in text
+
+
+def test_a_number_of_a_figure_or_a_caption_can_be_traced(setting: PaperContext) -> None:
+    build_figure("figure3", setting)
+    assert "metrics/Teacher/0.npz" in trace(setting, "figure3", "P2", "rho")
+    assert "= 1000" in trace(setting, "table2", "caption", "images")
+
+
+def test_a_row_may_be_named_by_its_label(setting: PaperContext) -> None:
+    assert trace(setting, "table2", setting.teacher_label, "i2t_r1") == trace(setting, "table2", "Teacher", "i2t_r1")
+
+
+@pytest.mark.parametrize(
+    ("cell", "key", "hint"),
+    [
+        (("tabel2", "CMAPKD", "i2t_r1"), "table", "did you mean 'table2'?"),
+        (("table2", "CMAPK", "i2t_r1"), "row", "did you mean 'CMAPKD'?"),
+        (("table2", "CMAPKD", "i2t_r11"), "column", "did you mean 'i2t_r1'?"),
+    ],
+)
+def test_unknown_names_have_the_nearest_spelling(
+    setting: PaperContext, cell: tuple[str, str, str], key: str, hint: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        trace(setting, *cell)
+    assert caught.value.key == key
+    assert caught.value.fix == hint
+
+
+def test_a_changed_parent_is_an_error(setting: PaperContext) -> None:
+    path = setting.metric_file("CMAPKD", 1)
+    path.write_text(path.read_text().replace("23.9", "93.9"))
+    with pytest.raises(UserError, match="changed since table2 was built") as caught:
+        trace(setting, "table2", "CMAPKD", "i2t_r1")
+    assert caught.value.key == str(path)
+    assert trace(setting, "table2", "KD", "i2t_r1")  # other cells still stand
+
+
+def test_a_missing_parent_is_an_error(setting: PaperContext) -> None:
+    setting.metric_file("CMAPKD", 1).unlink()
+    with pytest.raises(UserError, match="is missing; table2 / CMAPKD / i2t_r1 was made from it"):
+        trace(setting, "table2", "CMAPKD", "i2t_r1")
+
+
+def test_a_table_edited_by_hand_is_an_error(setting: PaperContext) -> None:
+    path = setting.paper / "table2.json"
+    content = json.loads(path.read_text())
+    content["cells"]["CMAPKD"]["i2t_r1"]["value"] = 57.2
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is not what its parents give"):
+        trace(setting, "table2", "CMAPKD", "i2t_r1")
+
+
+def test_a_table_that_is_not_built_is_an_error(setting: PaperContext) -> None:
+    (setting.paper / "table3.json").unlink()
+    with pytest.raises(UserError, match="is not built yet"):
+        trace(setting, "table3", "CMAPKD", "top1")
+
+
+def test_results_can_be_moved(setting: PaperContext, tmp_path: Path) -> None:
+    moved = setting.results.rename(tmp_path / "elsewhere")
+    assert "verified now" in trace(dataclasses.replace(setting, results=moved), "table2", "KD", "i2t_r1")
+
+
+def test_macro_names() -> None:
+    assert parse_macro(r"\cmapkd{table2}{w/o ALSN (uniform)}{i2t_r1}") == ("table2", "w/o ALSN (uniform)", "i2t_r1")
+    with pytest.raises(UserError, match="is not of the form"):
+        parse_macro("table2")
