@@ -148,10 +148,28 @@ def paper_figure(name: str, experiment: Experiment = DEFAULT, results: Results =
 
 @paper_app.command("document")
 def paper_document(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Put tables, figures and macros together, and typeset `paper.pdf` where LaTeX is installed."""
+    """Write `paper.tex` and `numbers.tex`, which put tables, figures and macros together."""
     from cmapkd.paper.build import build_document
 
     build_document(_paper(experiment, results))
+
+
+@paper_app.command("pdf")
+def paper_pdf(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Typeset `paper.pdf`, where LaTeX is installed."""
+    from cmapkd.paper.build import build_pdf
+
+    if not build_pdf(_paper(experiment, results)):
+        typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
+
+
+@paper_app.command("all")
+def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """All tables, figures and the document at once."""
+    from cmapkd.paper.build import build_paper
+
+    if not build_paper(_paper(experiment, results)):
+        typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
 
 
 @app.command("trace")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,9 @@ class Plan:
         for run in self.runs:
             if run.directory == directory:
                 return run
-        raise UserError(key="run", value=directory, reason="is not in the plan", fix=nearest(directory, [r.directory for r in self.runs]))
+        raise UserError(
+            key="run", value=directory, reason="is not in the plan", fix=nearest(directory, [r.directory for r in self.runs])
+        )
 
     def add(self, name: str, settings: Mapping[str, Any], parents: tuple[str | None, ...], label: str) -> str:
         """Register a stage (once) and return its address."""
@@ -79,10 +83,28 @@ class Plan:
         return address
 
 
-def model_settings(name: str) -> dict[str, Any]:
-    """An architecture by name; that of a file in ``config/models/`` with its content, so that an edit changes addresses."""
-    path = CONFIG / "models" / f"{name}.json"
-    return {"name": name, "config": json.loads(path.read_text()) if path.is_file() else None}
+def model_settings(name: str, key: str) -> dict[str, Any]:
+    """An architecture by name; that of a file in ``config/models/`` with its content, so that an edit changes addresses.
+
+    Raises:
+        UserError: no such architecture; ``key`` is where the experiment names it.
+    """
+    own = {file.stem: file for file in (CONFIG / "models").glob("*.json")}
+    if name in own:
+        return {"name": name, "config": json.loads(own[name].read_text())}
+    known = [*own, *_open_clip_models()]
+    if name not in known and _open_clip_models():  # where open_clip is not installed, nothing is known about its names
+        reason = "is neither a file of config/models nor a model of open_clip"
+        raise UserError(key=key, value=name, reason=reason, fix=nearest(name, known))
+    return {"name": name, "config": None}
+
+
+@cache
+def _open_clip_models() -> tuple[str, ...]:
+    """What ``open_clip.list_models()`` gives, without the import (of torch, too)."""
+    spec = find_spec("open_clip")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return tuple(sorted(file.stem for folder in folders or () for file in Path(folder).glob("model_configs/*.json")))
 
 
 def deepspeed_settings(name: str) -> dict[str, Any]:
@@ -91,11 +113,11 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
     Raises:
         UserError: no such file.
     """
-    path = CONFIG / "deepspeed" / f"{name}.json"
-    if not path.is_file():
-        known = [file.stem for file in path.parent.glob("*.json")]
-        raise UserError(key="training.deepspeed", value=name, reason=f"no file {path.name} in config/deepspeed", fix=nearest(name, known))
-    return dict(json.loads(path.read_text()))
+    known = {file.stem: file for file in (CONFIG / "deepspeed").glob("*.json")}
+    if name not in known:
+        reason = f"no file {name}.json in config/deepspeed"
+        raise UserError(key="training.deepspeed", value=name, reason=reason, fix=nearest(name, list(known)))
+    return dict(json.loads(known[name].read_text()))
 
 
 def make_plan(experiment: ExperimentConfig) -> Plan:
@@ -108,7 +130,8 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
         raise UserError(
             key="training.global_batch",
             value=experiment.training.global_batch,
-            reason=f"is not divisible by training.ranks x gradient_accumulation_steps = {experiment.training.ranks} x {accumulation}",
+            reason="is not divisible by training.ranks x gradient_accumulation_steps = "
+            f"{experiment.training.ranks} x {accumulation}",
             fix=f"use a multiple of {cut}, fewer ranks, or another file of config/deepspeed",
         )
     # Ranks, workers, logging and checkpoints do not change what is computed; they stay out of the address.
@@ -134,9 +157,15 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
 
 def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
     teacher = plan.experiment.teacher
-    model = model_settings(teacher.model)
+    model = model_settings(teacher.model, "teacher.model")
     if teacher.pretrained is not None:
-        settings = {"kind": "pretrained", "model": model, "init": teacher.pretrained, "method": {"method": "pretrained"}, "seed": 0}
+        settings = {
+            "kind": "pretrained",
+            "model": model,
+            "init": teacher.pretrained,
+            "method": {"method": "pretrained"},
+            "seed": 0,
+        }
         return plan.add("teacher", settings, (), "teacher (pretrained)")
     assert teacher.train is not None  # the schema asks for exactly one of the two
     stage = StageConfig(name="teacher", epochs=teacher.train.epochs, lr=teacher.train.lr, trains=("student", "heads"))
@@ -150,7 +179,7 @@ def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], mode: str) -> str:
     stage = StageConfig(name="teacher-pyramid", epochs=options.epochs, lr=options.lr, trains=("pyramid",))
     settings = _settings(
         common,
-        model_settings(experiment.teacher.model),
+        model_settings(experiment.teacher.model, "teacher.model"),
         plan.teacher,
         {"method": "teacher_pyramid", "temperature": options.temperature, "fit": mode == "fit"},
         stage,
@@ -171,7 +200,7 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     for stage in method.stages(experiment.schedules[method.schedule]):
         settings = _settings(
             common,
-            model_settings(experiment.student.model),
+            model_settings(experiment.student.model, "student.model"),
             experiment.student.init,
             method.stage_options(stage),
             stage,
@@ -186,7 +215,9 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
         addresses.append(parent)
         start += stage.epochs
     if not addresses:
-        raise UserError(key=f"runs.{name}.schedule", value=method.schedule, reason="leaves no stage that trains anything", fix="add one")
+        raise UserError(
+            key=f"runs.{name}.schedule", value=method.schedule, reason="leaves no stage that trains anything", fix="add one"
+        )
     return Run(name, seed, tuple(addresses))
 
 
@@ -210,5 +241,7 @@ def _check_slugs(plan: Plan) -> None:
         other = names.setdefault(slug(run.name), run.name)
         if other != run.name:
             raise UserError(
-                key=f"runs.{run.name}", reason=f"gets the same directory name as {other!r} ({slug(run.name)})", fix="rename one of them"
+                key=f"runs.{run.name}",
+                reason=f"gets the same directory name as {other!r} ({slug(run.name)})",
+                fix="rename one of them",
             )

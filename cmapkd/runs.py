@@ -89,6 +89,7 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         retrieval=tuple(evaluation.retrieval),
         zeroshot=tuple(evaluation.zeroshot),
         vqa=tuple(evaluation.vqa.test) if evaluation.vqa else (),
+        teacher_label=f"{TEACHER} ({experiment.teacher.model})",
         teacher_seed=teacher_seed(experiment),
         student_initialisation=experiment.student.init,
         title=paper.title,

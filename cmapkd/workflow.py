@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.files import digest, write_atomic
+from cmapkd.files import digest, sha256_of, write_atomic
 from cmapkd.fingerprint import fingerprint
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.figures import FIGURES
@@ -95,6 +95,8 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
         "labels": dict(context.labels),
         "other": [context.title, context.planned, context.tables, context.figures, context.weights_run, context.weights_samples],
         "student": context.student_initialisation,
+        "teacher": [context.teacher_label, context.teacher_seed],
+        "planned": sha256_of(context.planned_file) if context.planned else None,
     }
     return {"config": digest(shown, 16), "code": fingerprint(*modules)}
 
@@ -106,7 +108,7 @@ def arrays(plan: Plan, home: str) -> list[str]:
 
 def table_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one table depends on beside the metrics."""
-    return paper_params(context, TABLES[name]) if name in TABLES else {}
+    return paper_params(context, TABLES[name], "cmapkd.paper.latex") if name in TABLES else {}
 
 
 def figure_params(context: PaperContext, name: str) -> dict[str, Any]:

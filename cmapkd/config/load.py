@@ -53,7 +53,9 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise UserError(key=str(path), reason=f"cannot be read ({error.strerror})", fix="name an existing experiment file") from None
+        raise UserError(
+            key=str(path), reason=f"cannot be read ({error.strerror})", fix="name an existing experiment file"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, bytes that are no text
         raise UserError(key=str(path), reason=f"is not valid YAML: {error}", fix="check indentation and quotes there") from None
     if not isinstance(content, dict):
@@ -87,7 +89,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -101,14 +105,18 @@ def _plain(value: Any, origin: str, location: tuple[str, ...]) -> Any:
         result = {}
         for name, entry in value.items():
             if isinstance(name, bool) or not isinstance(name, str | int):
-                raise UserError(key=key, value=name, reason="is no text, but stands as a key", fix=f"write it in quotes: '{name}'")
+                raise UserError(
+                    key=key, value=name, reason="is no text, but stands as a key", fix=f"write it in quotes: '{name}'"
+                )
             result[str(name)] = _plain(entry, origin, (*location, str(name)))
         return result
     if isinstance(value, list | tuple):
         return [_plain(entry, origin, (*location, str(index))) for index, entry in enumerate(value)]
     if value is None or isinstance(value, str | int | float):
         return value
-    raise UserError(key=key, value=str(value), reason=f"is a {type(value).__name__}, which no key takes", fix="write it in quotes")
+    raise UserError(
+        key=key, value=str(value), reason=f"is a {type(value).__name__}, which no key takes", fix="write it in quotes"
+    )
 
 
 def _resolve_bases(runs: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -123,7 +131,9 @@ def _resolve_bases(runs: Mapping[str, Any], origin: str) -> dict[str, Any]:
             raise UserError(key=key, value=base, reason="names no run", fix=nearest(str(base), list(runs)))
         if base in chain:
             circle = " -> ".join((*chain, base))
-            raise UserError(key=key, value=base, reason=f"is a circle: {circle}", fix="give one of them a `method` and no `base`")
+            raise UserError(
+                key=key, value=base, reason=f"is a circle: {circle}", fix="give one of them a `method` and no `base`"
+            )
         return _merge(resolve(base, chain), {key: value for key, value in run.items() if key != "base"})
 
     return {name: resolve(name, ()) for name in runs}

@@ -14,10 +14,11 @@ from pydantic import Field as PydanticField
 from cmapkd.config.base import Config, Field
 
 
-
 def _safe_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
-        raise ValueError("a name becomes a directory: letters, digits, '_', '-' and '.' only, starting with a letter or digit")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", value):
+        raise ValueError(
+            "a name becomes a file: up to 100 letters, digits, '_', '-' and '.' only, starting with a letter or digit"
+        )
     return value
 
 
@@ -36,8 +37,10 @@ class StageConfig(Config):
     name: Name = Field(..., description="name of the stage")
     epochs: float = Field(..., gt=0, unit="epochs", description="passes over the distillation data; a fraction is allowed")
     lr: float = Field(..., gt=0, description="peak learning rate of every trained group not named in `group_lr`")
-    group_lr: dict[Group, float] = Field({}, description="peak learning rates of single groups")
-    lr_end: float = Field(0.0, ge=0, le=1, unit="share of lr", description="learning rate at the end of the stage's cosine decay")
+    group_lr: dict[Group, Annotated[float, PydanticField(gt=0)]] = Field({}, description="peak learning rates of single groups")
+    lr_end: float = Field(
+        0.0, ge=0, le=1, unit="share of lr", description="learning rate at the end of the stage's cosine decay"
+    )
     trains: tuple[Group, ...] = Field(("student", "heads"), description="parameter groups that are trained; the rest is frozen")
     visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="active levels of the visual pyramid")
     language_levels: tuple[LanguageLevel, ...] = Field(LANGUAGE_LEVELS, description="active levels of the language hierarchy")
@@ -92,7 +95,7 @@ class KDConfig(MethodConfig):
 
 
 class CMAPKDWeights(Config):
-    """Weights of the loss families (SPEC: 1.0, 0.5, 0.3, 0.1)."""
+    """Weights of the loss families."""
 
     intra: float = Field(1.0, ge=0, description="intra-modal feature distillation")
     align: float = Field(0.5, ge=0, description="cross-modal alignment")
@@ -106,7 +109,9 @@ class ALSNConfig(Config):
     hidden: tuple[int, int] = Field((512, 256), description="widths of the two hidden layers")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout after the first hidden layer")
     temperature: float = Field(1.0, gt=0, description="temperature of the softmax over levels (`tau`)")
-    entropy_weight: float = Field(0.1, ge=0, description="weight of the negative entropies of both weight vectors, against collapse")
+    entropy_weight: float = Field(
+        0.1, ge=0, description="weight of the negative entropies of both weight vectors, against collapse"
+    )
 
 
 class CMAPKDConfig(MethodConfig):
@@ -127,7 +132,9 @@ class CMAPKDConfig(MethodConfig):
         (0.1, 0.2, 0.3, 0.4), description="level weights of the policy `manual`, P2 to P5 and L1 to L4"
     )
     visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="levels of the visual pyramid that are used")
-    language_levels: tuple[LanguageLevel, ...] = Field(LANGUAGE_LEVELS, description="levels of the language hierarchy that are used")
+    language_levels: tuple[LanguageLevel, ...] = Field(
+        LANGUAGE_LEVELS, description="levels of the language hierarchy that are used"
+    )
     alsn: ALSNConfig = Field(ALSNConfig(), description="the layer-selection network")
     teacher_pyramid: Literal["fit", "random"] = Field(
         "fit", description="the teacher's pyramid: fitted contrastively on its frozen backbone, or random and frozen"
@@ -136,7 +143,7 @@ class CMAPKDConfig(MethodConfig):
     uses_pyramid: ClassVar[bool] = True
 
     def stages(self, schedule: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
-        """Levels the run lacks are left out of every stage; without ALSN its policy and the stage that trains it alone go too."""
+        """Levels the run lacks are left out of every stage; without ALSN, so is the stage that trains it alone."""
         result = []
         for stage in super().stages(schedule):
             policy = self.policy if stage.policy == "alsn" else stage.policy
@@ -172,7 +179,7 @@ class CMAPKDConfig(MethodConfig):
                 "must hold L4: the contrastive and relational terms use them"
             )
         if abs(sum(self.manual_weights) - 1) > 1e-6:
-            raise ValueError(f"manual_weights must sum to 1, not {sum(self.manual_weights):g}")
+            raise ValueError(f"manual_weights = {list(self.manual_weights)} must sum to 1, not {sum(self.manual_weights):g}")
         return self
 
 

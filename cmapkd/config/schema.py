@@ -95,8 +95,10 @@ class TrainingConfig(Config):
     """Optimiser, batches and everything else that the trainings of an experiment share."""
 
     global_batch: int = Field(256, ge=2, unit="samples", description="samples of one optimiser step over all ranks")
-    ranks: int = Field(1, ge=1, unit="processes", description="data-parallel processes on this machine (a cluster profile sets its own)")
-    deepspeed: str = Field(
+    ranks: int = Field(
+        1, ge=1, unit="processes", description="data-parallel processes on this machine (a cluster profile sets its own)"
+    )
+    deepspeed: Name = Field(
         "fp32", description="name of a file in `config/deepspeed/`: ZeRO stage, precision, clipping and accumulation"
     )
     weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay; none on norms, biases and logit scales")
@@ -104,21 +106,38 @@ class TrainingConfig(Config):
     eps: float = Field(1e-6, gt=0, description="AdamW epsilon")
     warmup: float = Field(0.05, ge=0, lt=1, unit="share of a stage", description="linear warm-up at the start of each stage")
     augmentation: AugmentationConfig = Field(AugmentationConfig(), description="augmentation of training images")
-    workers: int = Field(2, ge=0, unit="processes", description="data-loading processes of each rank; 0 loads in the trainer itself")
-    cache_bytes: int = Field(0, ge=0, unit="bytes", description="memory for decoded samples; a small data set is then decoded once")
+    workers: int = Field(
+        2, ge=0, unit="processes", description="data-loading processes of each rank; 0 loads in the trainer itself"
+    )
+    cache_bytes: int = Field(
+        0, ge=0, unit="bytes", description="memory for decoded samples; a small data set is then decoded once"
+    )
     shuffle_window: int = Field(
         50_000, ge=1, unit="samples", description="samples shuffled together: keeps reads local on data sets that exceed it"
     )
     bad_samples: float = Field(0.001, ge=0, lt=1, unit="share", description="unreadable samples above which a training stops")
     max_pixels: int = Field(50_000_000, ge=1, unit="px", description="pictures with more pixels are refused as bad samples")
     log_every: int = Field(10, ge=1, unit="steps", description="steps between two lines of the log")
-    checkpoint_minutes: float = Field(15.0, gt=0, unit="minutes", description="wall-clock time between two checkpoints of a training")
+    checkpoint_minutes: float = Field(
+        15.0, gt=0, unit="minutes", description="wall-clock time between two checkpoints of a training"
+    )
 
 
-def _stage(name: str, epochs: float, lr: float, levels: int, trains: tuple[str, ...], policy: str, **rest: object) -> StageConfig:
+def _stage(
+    name: str, epochs: float, lr: float, levels: int, trains: tuple[str, ...], policy: str, **rest: object
+) -> StageConfig:
     visual, language = ("P2", "P3", "P4", "P5")[4 - levels :], ("L1", "L2", "L3", "L4")[4 - levels :]
     return StageConfig.model_validate(
-        dict(name=name, epochs=epochs, lr=lr, visual_levels=visual, language_levels=language, trains=trains, policy=policy, **rest)
+        dict(
+            name=name,
+            epochs=epochs,
+            lr=lr,
+            visual_levels=visual,
+            language_levels=language,
+            trains=trains,
+            policy=policy,
+            **rest,
+        )
     )
 
 
@@ -157,7 +176,9 @@ class ExperimentConfig(Config):
         DEFAULT_SCHEDULES, description="stages by schedule name; a name given here replaces the default schedule of that name"
     )
     runs: dict[str, AnyMethod] = Field(
-        ..., min_length=1, description="rows of the tables; `base: <run>` starts from another run and changes only the keys given"
+        ...,
+        min_length=1,
+        description="rows of the tables; `base: <run>` starts from another run and changes only the keys given",
     )
     evaluation: EvaluationConfig = Field(..., description="what is measured on every run")
     paper: PaperConfig = Field(PaperConfig(), description="what is printed")
@@ -166,9 +187,8 @@ class ExperimentConfig(Config):
     def _consistent(self) -> ExperimentConfig:
         for run, method in self.runs.items():
             if method.schedule not in self.schedules:
-                raise ValueError(
-                    f"runs.{run}.schedule = {method.schedule!r} is not a schedule; {nearest(method.schedule, list(self.schedules))}"
-                )
+                hint = nearest(method.schedule, list(self.schedules))
+                raise ValueError(f"runs.{run}.schedule = {method.schedule!r} is not a schedule; {hint}")
             _check_levels(run, method, self.schedules[method.schedule])
         if "Teacher" in self.runs:
             raise ValueError("runs.Teacher: the name is reserved for the teacher's own row")
@@ -177,17 +197,18 @@ class ExperimentConfig(Config):
         for key, reference in self._references():
             dataset, _, split = reference.partition("/")
             if dataset not in self.datasets:
-                raise ValueError(f"{key} = {reference!r} names no data set of `datasets`; {nearest(dataset, list(self.datasets))}")
+                raise ValueError(
+                    f"{key} = {reference!r} names no data set of `datasets`; {nearest(dataset, list(self.datasets))}"
+                )
             splits = self.datasets[dataset].split_names
             if split not in splits:
                 raise ValueError(f"{key} = {reference!r} names no split of {dataset}; {nearest(split, splits)}")
         if self.paper.weights_run and self.paper.weights_run not in self.runs:
             run = self.paper.weights_run
             raise ValueError(f"paper.weights_run = {run!r} names no run; {nearest(run, list(self.runs))}")
-        if self.training.global_batch % self.training.ranks:
-            raise ValueError(
-                f"training.global_batch = {self.training.global_batch} is not divisible by training.ranks = {self.training.ranks}"
-            )
+        batch, ranks = self.training.global_batch, self.training.ranks
+        if batch % ranks:
+            raise ValueError(f"training.global_batch = {batch} is not divisible by training.ranks = {ranks}")
         return self
 
     def _references(self) -> Iterator[tuple[str, str]]:

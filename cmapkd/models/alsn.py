@@ -55,4 +55,5 @@ class ALSN(nn.Module):
 
 def entropy(weights: Tensor) -> Tensor:
     """Shannon entropy in nats of each row of ``weights`` (B, levels). (B,)"""
-    return torch.special.entr(weights).sum(dim=-1)
+    # Not `torch.special.entr`: its derivative at a weight that underflowed to zero is infinite, and 0 x inf is NaN.
+    return -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(dim=-1)

@@ -135,6 +135,14 @@ class Pyramid(nn.Module):
         language = self.language(outputs.text_taps, outputs.text_mask, outputs.summary, language_levels)  # (B, levels, D)
         return PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
 
+    @staticmethod
+    def uses(parameter: str, visual_levels: Sequence[str], language_levels: Sequence[str]) -> bool:
+        """Whether a parameter (by its name in this module) takes part in the given levels."""
+        level = next((part for part in parameter.split(".") if part in (*VISUAL, *LANGUAGE)), None)
+        if level in VISUAL:  # a level is built on all that are coarser
+            return VISUAL.index(level) >= min(VISUAL.index(active) for active in visual_levels)
+        return level is None or level in language_levels
+
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``tokens`` (B, N, W) where ``mask`` (B, N) is True; zero for a row without any token. (B, W)"""

@@ -19,6 +19,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.factory import PreprocessCfg
+from open_clip.transformer import text_global_pool
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -183,11 +184,21 @@ class Tapped(nn.Module):
         else:
             read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
             text, text_taps = read["text_features"], read["text_intermediates"]
-            summary = tokens.argmax(dim=-1)  # (B,) end-of-text has the highest id of CLIP's vocabulary
-            mask = torch.arange(tokens.shape[1], device=tokens.device) <= summary[:, None]  # (B, N)
+            summary, mask = self._summary(tokens)
         return TowerOutputs(
             seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary
         )
+
+    def _summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Position (B,) of the token that open_clip pools (CLIP: end-of-text), and what of ``tokens`` is no padding (B, N)."""
+        tower = _text_tower(self.model)
+        own = tower is self.model  # where the text tower's settings carry a prefix
+        pool = str(getattr(tower, "text_pool_type" if own else "pool_type"))
+        place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)  # (B, N)
+        # open_clip's own pooling, applied to positions instead of features.
+        eos = getattr(tower, "text_eos_id" if own else "eos_id", None)
+        summary = text_global_pool(place[..., None], tokens, pool, eos_token_id=eos)[:, 0]
+        return summary, place <= summary[:, None] if pool in ("argmax", "eos") else tokens != getattr(tower, "pad_id", 0)
 
     def _hugging_face_text(self, tokens: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
         tower = self.model.text

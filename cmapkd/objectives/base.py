@@ -71,7 +71,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def group_of(self, parameter: str) -> str:
-        """The group (of `trains` and `group_lr` in a stage) that a parameter of this objective belongs to."""
+        """The group (of `trains` and `group_lr` in a stage) that a parameter of this objective belongs to.
+
+        ``unused`` names those that this stage does not compute with: they are frozen. Without a gradient they would still
+        decay, as the engine gives every trained parameter one.
+        """
         return "heads"
 
 

@@ -45,7 +45,10 @@ class CMAPKD(Objective):
             )
 
     def group_of(self, parameter: str) -> str:
-        return "alsn" if parameter.startswith("alsn.") else "pyramid"
+        if parameter.startswith("alsn."):
+            return "alsn"
+        used = Pyramid.uses(parameter.removeprefix("pyramid."), self.visual_levels, self.language_levels)
+        return "pyramid" if used else "unused"
 
     def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:
         assert teacher is not None and teacher.pyramid is not None  # the plan gives this method both

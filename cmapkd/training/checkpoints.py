@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cmapkd.files import read_json, write_json
+from cmapkd.files import read_json, sha256_of, write_json
 from cmapkd.training import distributed
 from cmapkd.training.engine import Engine
 
@@ -42,7 +42,9 @@ def save(engine: Engine, directory: Path, step: int, origin: str) -> None:
     )
     dist.barrier()
     if distributed.rank() == 0:
-        write_json(partial / "checkpoint.json", {"step": step, "origin": origin, "ranks": distributed.world_size()})
+        files = {str(file.relative_to(partial)): sha256_of(file) for file in sorted(partial.rglob("*")) if file.is_file()}
+        about = {"step": step, "origin": origin, "ranks": distributed.world_size(), "files": files}
+        write_json(partial / "checkpoint.json", about)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in complete(directory)[:-_KEEP]:
@@ -56,26 +58,45 @@ def complete(directory: Path) -> list[Path]:
 
 
 def resume(engine: Engine, directory: Path, origin: str) -> int:
-    """Load the newest complete checkpoint of this origin and return its number of finished steps; 0 without one."""
+    """Load the newest whole checkpoint of this origin and return its number of finished steps; 0 without one."""
+    # One rank chooses: with a file system that is slow to show files, ranks could come to different ends.
+    chosen = [_choose(directory, origin) if distributed.rank() == 0 else None]
+    dist.broadcast_object_list(chosen, src=0)
+    path = chosen[0]
+    if path is None:
+        return 0
+    engine.engine.load_checkpoint(str(path), tag="engine")
+    state = torch.load(path / f"rank-{distributed.rank()}.pt", weights_only=True)
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+    return int(read_json(path / "checkpoint.json")["step"])
+
+
+def _choose(directory: Path, origin: str) -> Path | None:
+    """The newest checkpoint that is of this origin and undamaged. A load that fails half-way would leave its weights behind."""
     for path in reversed(complete(directory)):
-        about: dict[str, Any] = read_json(path / "checkpoint.json")
-        if about["origin"] != origin:
-            log.warning("%s comes from other code or settings: not resumed from", path)
-            continue
-        if about["ranks"] != distributed.world_size():
-            log.warning("%s was written by %d ranks, not %d: not resumed from", path, about["ranks"], distributed.world_size())
-            continue
         try:
-            engine.engine.load_checkpoint(str(path), tag="engine")
-            state = torch.load(path / f"rank-{distributed.rank()}.pt", weights_only=True)
-        except Exception as error:  # whatever a damaged file raises, the checkpoint before it may be whole
-            log.warning("%s cannot be loaded (%s): trying the one before", path, error)
-            continue
-        torch.set_rng_state(state["cpu"])
-        if state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"])
-        return int(about["step"])
-    return 0
+            about: dict[str, Any] = read_json(path / "checkpoint.json")
+        except ValueError:
+            about = {}
+        if about.get("origin", origin) != origin:
+            log.warning("%s comes from other code or settings: not resumed from", path)
+        elif about.get("ranks", distributed.world_size()) != distributed.world_size():
+            log.warning("%s was written by %d ranks, not %d: not resumed from", path, about["ranks"], distributed.world_size())
+        elif damaged := _damaged(path, about.get("files")):
+            log.warning("%s is damaged (%s): trying the one before", path, damaged)
+        else:
+            return path
+    return None
+
+
+def _damaged(checkpoint: Path, files: dict[str, str] | None) -> str | None:
+    """Name of the first file that is missing or not the one that was written; None if all are whole."""
+    if files is None:
+        return "checkpoint.json"
+    whole = ((checkpoint / name).is_file() and sha256_of(checkpoint / name) == digest for name, digest in files.items())
+    return next((name for name, good in zip(files, whole, strict=True) if not good), None)
 
 
 def clear(directory: Path) -> None:

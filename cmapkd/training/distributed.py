@@ -7,9 +7,10 @@ is exactly the gradient of the global mean: one rank of 2B and two ranks of B ag
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor
 
 
@@ -25,13 +26,26 @@ def rank() -> int:
 
 def gather(local: Tensor) -> Tensor:
     """Concatenate ``local`` (b, ...) of all ranks along the batch, with gradient: (world_size * b, ...)."""
-    if world_size() == 1:
-        return local
-    if not local.requires_grad:
-        parts = [torch.empty_like(local) for _ in range(world_size())]
+    return local if world_size() == 1 else _Gather.apply(local)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Gather(torch.autograd.Function):
+    """`torch.distributed.nn.functional.all_gather` scrambles a gradient that arrives with permuted strides (as `einsum` and
+    matrix products leave it): on gloo it receives into a buffer of those strides what was sent in memory order."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty(local.shape, dtype=local.dtype, device=local.device) for _ in range(world_size())]
         dist.all_gather(parts, local.contiguous())
         return torch.cat(parts)
-    return torch.cat(differentiable.all_gather(local.contiguous()))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Pooled features are small, so a plain sum over ranks does; a reduce-scatter is not there on every backend.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        size = len(total) // world_size()
+        return total[offset(size) : offset(size) + size]
 
 
 def offset(local_batch: int) -> int:
@@ -41,8 +55,9 @@ def offset(local_batch: int) -> int:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Average a detached tensor over ranks, for logs and decisions that all ranks must agree on."""
+    value = value.detach()
     if world_size() == 1:
         return value
-    value = value.detach().clone()
+    value = value.clone()
     dist.all_reduce(value)
     return value / world_size()

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -95,9 +96,7 @@ class Engine:
         steps: int,
         device: torch.device,
     ) -> None:
-        import deepspeed
-
-        _use_gloo_alone()
+        deepspeed = _import_deepspeed()
         self.stage, self.training, self.steps, self.device = stage, training, steps, device
         self.accumulation = int(deepspeed_config.get("gradient_accumulation_steps", 1))
         world = distributed.world_size()
@@ -191,7 +190,8 @@ class Engine:
         return self.teacher(images, tokens) if self.teacher is not None else None
 
     def _check(self, terms: Terms) -> None:
-        if not bool(torch.isfinite(terms.total)):
+        # On any rank: if one stopped alone, the others would wait for it until the collective's timeout.
+        if not bool(torch.isfinite(distributed.mean_over_ranks(terms.total))):
             named = {name: float(value) for name, value in terms.parts.items() if not bool(torch.isfinite(value))}
             raise FloatingPointError(f"the loss is {float(terms.total)}; terms that are not finite: {named or 'none of the logged ones'}")
 
@@ -226,12 +226,20 @@ class Engine:
             yield
 
 
-def _use_gloo_alone() -> None:
-    """On a CPU, keep DeepSpeed from compiling its shared-memory collectives: a minute, and a compiler, for no gain here."""
-    import deepspeed
+def _import_deepspeed() -> ModuleType:
+    """DeepSpeed, set up for this machine.
 
-    if not torch.cuda.is_available():
+    On a CPU it is told so (it would search and warn), and kept from compiling its shared-memory collectives: those cost a
+    minute and a compiler, and gloo does the same.
+    """
+    if torch.cuda.is_available():
+        import deepspeed
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def trainable(module: nn.Module) -> Iterator[str]:

@@ -69,6 +69,13 @@ class Distillation(nn.Module):
         representations = self.represent(images, tokens, teacher)
         return self.objective.combine(representations) if combine else representations
 
+    def train(self, mode: bool = True) -> Distillation:
+        """Set the training mode, except that a model of which nothing is trained keeps its dropout off, like a teacher."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.model.eval()
+        return self
+
     def group_of(self, parameter: str) -> str:
         """Group of a parameter by its name."""
         if parameter.startswith("objective."):

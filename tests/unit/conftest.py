@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; inherited by processes that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
 # A first call may compile or import for seconds; random examples are the same at every run, so a failure can be repeated.
 settings.register_profile("unit", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unit")
+
+_RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of one, as training makes it. It stays for the session (DeepSpeed keeps its first one); what it put
+    into the environment does not, for a process started by another test would take itself for a rank."""
+    from cmapkd.training.engine import start_process_group
+
+    if dist.is_initialized():
+        for name, value in _RANK.items():
+            monkeypatch.setenv(name, value)
+    else:
+        for name in _RANK:
+            monkeypatch.setenv(name, "")  # so that it is removed again afterwards
+            monkeypatch.delenv(name)
+        start_process_group()
+    yield

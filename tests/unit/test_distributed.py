@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,25 @@ def loss_and_gradients(case: str, rank: int, ranks: int) -> tuple[Tensor, dict[s
     return terms.total.detach(), terms.parts, gradients
 
 
-def _equality_worker(rank: int, folder: Path) -> None:
+STEPS = 3
+THROUGH_DEEPSPEED = ("kd", "teacher_pyramid", "cmapkd uniform, top level", "cmapkd alsn, learned alpha")
+
+
+def trained(case: str, rank: int, ranks: int, accumulation: int) -> tuple[dict[str, Tensor], list[float]]:
+    """All weights after ``STEPS`` steps, and the steps' losses averaged over ranks."""
+    module, teacher = build(case)
+    engine = tiny.engine(module, teacher, tiny.stage(**CASES[case][1]), BATCH, accumulation, STEPS)
+    rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
+    losses = []
+    for step in range(STEPS):
+        batch = {"image": tiny.images(BATCH, seed=step)[rows], "text": tiny.tokens(BATCH, seed=step)[rows]}
+        losses.append(float(distributed.mean_over_ranks(engine.step(batch, step).total)))
+    return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}, losses
+
+
+def _worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank), LOCAL_SIZE=str(RANKS))
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=RANKS)
     results = {}
     for case in CASES:
@@ -56,15 +73,16 @@ def _equality_worker(rank: int, folder: Path) -> None:
         mean = {name: distributed.mean_over_ranks(value) for name, value in gradients.items()}
         logged = {name: distributed.mean_over_ranks(value) for name, value in parts.items()}
         results[case] = (distributed.mean_over_ranks(loss), logged, mean)
-    torch.save(results, folder / f"rank-{rank}.pt")
+    weights = {case: {cut: trained(case, rank, RANKS, cut) for cut in (1, 2)} for case in THROUGH_DEEPSPEED}
+    torch.save({"gradients": results, "weights": weights}, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Each rank's averaged loss, parts and gradients of every case, from two gloo processes."""
+    """What each of two gloo processes computed: averaged losses, parts and gradients, and weights after some steps."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_equality_worker, args=(folder,), nprocs=RANKS)
+    multiprocessing.spawn(_worker, args=(folder,), nprocs=RANKS)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
@@ -72,7 +90,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_two_ranks_of_b_equal_one_of_2b(case: str, two_ranks: list[dict[str, Any]]) -> None:
     loss, parts, gradients = loss_and_gradients(case, 0, 1)
     assert gradients
-    for other_loss, other_parts, other_gradients in (results[case] for results in two_ranks):
+    for other_loss, other_parts, other_gradients in (results["gradients"][case] for results in two_ranks):
         torch.testing.assert_close(other_loss, loss, atol=1e-5, rtol=1e-5)
         assert other_parts.keys() == parts.keys()
         for name, value in parts.items():
@@ -88,3 +106,16 @@ def test_gradients_in_these_cases_are_not_negligible() -> None:
         gradients = loss_and_gradients(case, 0, 1)[2]
         large = [name for name, value in gradients.items() if float(value.abs().max()) > 1e-3]
         assert len(large) > len(gradients) / 2, case
+
+
+@pytest.mark.parametrize("case", THROUGH_DEEPSPEED)
+def test_training_does_not_depend_on_how_the_batch_is_cut(case: str, two_ranks: list[dict[str, Any]], one_rank: None) -> None:
+    before = build(case)[0].state_dict()
+    weights, losses = trained(case, 0, 1, 1)
+    assert any(not torch.equal(weights[name].flatten(), value.flatten()) for name, value in before.items())
+    others = {"1 rank x 2": trained(case, 0, 1, 2)}
+    others |= {f"rank {r} of 2 x {cut}": two_ranks[r]["weights"][case][cut] for r in range(RANKS) for cut in (1, 2)}
+    for cut, (other_weights, other_losses) in others.items():
+        assert other_losses == pytest.approx(losses, abs=1e-5), cut
+        for name, value in weights.items():
+            torch.testing.assert_close(other_weights[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name, c=cut: f"{c}: {n}: {m}")

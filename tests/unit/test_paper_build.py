@@ -283,3 +283,16 @@ def test_the_teacher_margin_is_the_difficulty(setting: PaperContext) -> None:
     before = build_figure("figure3", setting).cells["P5"]["rho"].value
     write_metrics(setting, TEACHER, 0, 32.0, arrays=arrays)
     assert abs(build_figure("figure3", setting).cells["P5"]["rho"].value) < abs(before) / 2
+
+
+def test_the_weight_axis_does_not_blow_up_noise() -> None:
+    from cmapkd.paper.figures.weights_by_difficulty import _limits
+
+    flat = {"visual": np.full((20, 4), 0.25), "language": np.full((20, 4), 0.25)}
+    low, high = _limits(flat, np.arange(20))
+    assert low < 0.15
+    assert high > 0.35
+    one_hot = {"visual": np.tile([0.0, 0.0, 1.0, 0.0], (20, 1))}
+    low, high = _limits(one_hot, np.arange(20))
+    assert low < 0
+    assert high > 1

@@ -42,6 +42,15 @@ def test_classifier(batch_size):
         np.testing.assert_allclose(row.numpy(), mean / np.linalg.norm(mean), atol=1e-6)
 
 
+def test_clip_benchmark_itself():
+    """The same classifier by clip_benchmark, where it is installed (its `accuracy` fails with numpy 2.4)."""
+    peer = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+    templates = [template.replace("{}", "{c}") for template in PROMPTS.templates]
+    theirs = peer.zero_shot_classifier(Bag(), tokenizer, list(PROMPTS.names), templates, "cpu", amp=False)  # (D, C)
+    ours = build_classifier(Bag(), tokenizer, PROMPTS, device="cpu")
+    torch.testing.assert_close(ours, theirs.T, atol=1e-6, rtol=0)
+
+
 def test_accuracy_is_that_of_scikit_learn():
     generator = torch.Generator().manual_seed(1)
     classifier = build_classifier(Bag(), tokenizer, PROMPTS, device="cpu")

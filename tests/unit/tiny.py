@@ -13,6 +13,7 @@ from cmapkd.config.methods import CMAPKDConfig, KDConfig, ScratchConfig, StageCo
 from cmapkd.models import towers
 from cmapkd.models.pyramid import Pyramid, PyramidOutputs
 from cmapkd.objectives.base import Objective, Surroundings, TeacherOutputs
+from cmapkd.training.engine import Engine
 from cmapkd.training.stages import Distillation, Teacher, seeded
 
 VOCABULARY, CONTEXT, IMAGE = 64, 12, 24
@@ -107,6 +108,18 @@ def setup(method: str, of: StageConfig, seed: int = 0, **options: Any) -> tuple[
 def teach(teacher: Teacher | None, pictures: Tensor, captions: Tensor) -> TeacherOutputs | None:
     """The teacher's outputs, if there is a teacher."""
     return teacher(pictures, captions) if teacher is not None else None
+
+
+TRAINING: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.98), "eps": 1e-6, "warmup": 0.0}
+
+
+def engine(
+    module: Distillation, teacher: Teacher | None, of: StageConfig, batch: int, accumulation: int = 1, steps: int = 4, **training: Any
+) -> Engine:
+    """A DeepSpeed engine in fp32 on the CPU; needs a process group."""
+    deepspeed = {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0, "gradient_accumulation_steps": accumulation}
+    shared = {**TRAINING, "global_batch": batch, **training}
+    return Engine(module, teacher, of, shared, deepspeed, steps, torch.device("cpu"))
 
 
 def pyramid_tensors(outputs: PyramidOutputs) -> dict[str, Tensor]:

@@ -65,6 +65,8 @@ rule pdf:
         expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.figures),
     output:
         report(f"{HOME}/paper/paper.pdf", category="Paper", caption="../report/paper.rst"),
+    params:
+        code=fingerprint("cmapkd.paper.build"),
     log:
         f"{HOME}/logs/paper/pdf.log",
     message:

@@ -28,6 +28,7 @@ NAME = "figure3"
 LEVELS = {"visual": ("P2", "P3", "P4", "P5"), "language": ("L1", "L2", "L3", "L4")}
 TITLES = {"visual": "Visual pyramid, P2 fine to P5 coarse", "language": "Language hierarchy, L1 token to L4 global"}
 WINDOW = 0.1  # share of the samples under the moving average
+NARROWEST = 0.1  # half of the smallest range of the weight axis, about 1/4
 Z95 = 1.959964  # standard normal quantile of a 95 % interval
 
 
@@ -188,7 +189,7 @@ def _draw(
 ) -> Canvas:
     canvas = Canvas(figsize=(TEXT_WIDTH, 0.5 * TEXT_WIDTH))
     axes = canvas.subplots(1, 2, sharey=True)
-    canvas.subplots_adjust(left=0.085, right=0.985, bottom=0.165, top=0.78, wspace=0.1)
+    canvas.subplots_adjust(left=0.095, right=0.985, bottom=0.165, top=0.78, wspace=0.1)
     for axis, (tower, levels) in zip(axes, LEVELS.items(), strict=True):
         for index, level in enumerate(levels):
             style: dict[str, Any] = SERIES[index]
@@ -210,8 +211,18 @@ def _draw(
         axis.set_xticks([0, 25, 50, 75, 100])
         axis.set_xlabel("difficulty, percentile (easy → hard)")
         _legend_above(axis, TITLES[tower])
+    axes[0].set_ylim(*_limits(weights, shown))
+    axes[0].yaxis.set_major_formatter("{x:.2f}")
     axes[0].set_ylabel("weight")
     return canvas
+
+
+def _limits(weights: Mapping[str, np.ndarray], shown: np.ndarray) -> tuple[float, float]:
+    """Range of the weight axis: what is plotted, but never so narrow that noise about uniform weights looks like an effect."""
+    values = np.concatenate([tower[shown].ravel() for tower in weights.values()])
+    low, high = min(values.min(), 0.25 - NARROWEST), max(values.max(), 0.25 + NARROWEST)
+    pad = 0.03 * (high - low)
+    return low - pad, high + pad
 
 
 def _legend(level: str, cells: Mapping[str, Cell]) -> str:

@@ -105,12 +105,14 @@ def _npm_pack(package: Package, directory: Path) -> Path:
     npm = find_npm()
     # The wheel's npm starts `node`, which lies beside it and need not be on PATH. Scripts of a package are never run.
     environment = os.environ | {"PATH": f"{Path(npm).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [npm, "pack", package.spec, "--silent", "--ignore-scripts", "--pack-destination", str(directory)]
+    # One quick retry: npm's own schedule makes a machine without network wait for over a minute before it says so.
+    options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+    command = [npm, "pack", package.spec, *options, "--pack-destination", str(directory)]
     try:
         done = subprocess.run(
             command, cwd=directory, env=environment, timeout=TIMEOUT, capture_output=True, text=True, check=False
         )
-        reason = "" if done.returncode == 0 else _last_lines(done.stderr or done.stdout) or f"npm exited with {done.returncode}"
+        reason = "" if done.returncode == 0 else _complaint(done.stderr or done.stdout) or f"npm exited with {done.returncode}"
     except subprocess.TimeoutExpired:
         reason = f"no answer within {TIMEOUT} seconds"
     tarball = directory / package.filename
@@ -125,8 +127,10 @@ def _npm_pack(package: Package, directory: Path) -> Path:
     return tarball
 
 
-def _last_lines(text: str, count: int = 3) -> str:
-    return " / ".join(line.strip() for line in text.strip().splitlines()[-count:])
+def _complaint(text: str, count: int = 3) -> str:
+    """The first lines of what npm said, without its prefix and the hint at its log file."""
+    lines = [line.removeprefix("npm error").strip() for line in text.splitlines() if "complete log" not in line]
+    return " / ".join([line for line in lines if line][:count])
 
 
 def read_json(file: FetchedFile, *members: str) -> list[Any]:

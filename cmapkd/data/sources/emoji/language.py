@@ -31,7 +31,8 @@ LABELS = {
     "sweat droplets": "droplets", "tennis": "tennis ball", "umbrella with rain drops": "umbrella in the rain",
     "wedding": "wedding chapel", "ZZZ": "sleep sign", "children": "children sign", "cinema": "film sign",
     "fireworks": "firework", "sparkles": "group of sparkles", "hourglass done": "hourglass",
-    "hourglass not done": "flowing hourglass", "milky way": "galaxy", "locked": "closed padlock",
+    "hourglass not done": "flowing hourglass", "musical notes": "group of notes", "milky way": "galaxy",
+    "locked": "closed padlock",
     "unlocked": "open padlock", "high voltage": "high-voltage sign", "plus": "plus sign", "minus": "minus sign",
     "wireless": "wireless sign", "customs": "customs sign", "airplane departure": "departing airplane",
     "airplane arrival": "arriving airplane",
@@ -89,7 +90,7 @@ _MASS = frozenset(
 )
 _PLURAL = frozenset({
     "beans", "blueberries", "cherries", "chopsticks", "clinking beer mugs", "clinking glasses", "droplets",
-    "french fries", "glasses", "goggles", "grapes", "headphones", "jeans", "musical notes", "olives", "paw prints",
+    "french fries", "glasses", "goggles", "grapes", "headphones", "jeans", "olives", "paw prints",
     "revolving hearts", "scissors", "shorts", "skis", "socks", "sunglasses", "two hearts", "gloves", "eyes",
     "clinking beer glasses", "linked paperclips", "control knobs", "clockwise vertical arrows", "crossed swords", "flags",
     "crossed flags", "carp streamers", "chains", "nesting dolls", "maracas", "ballet shoes", "bubbles", "masks",

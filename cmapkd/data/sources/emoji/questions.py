@@ -27,6 +27,7 @@ DISSENT: dict[AnswerType, tuple[int, ...]] = {
 # Share of the scenes with 1, 2, 3 or 4 of a thing in which its number is asked: evens out how frequent they are.
 ASK_NUMBER = {1: 0.3, 2: 0.75, 3: 1.0, 4: 1.0}
 ASK_NUMBER_OF_ONE = 0.4  # the same for a lone small thing
+TRIES = 50  # other scenes looked at for something that is not there; only a stratum of one concept needs them all
 RARER = 0.3  # share of the second question of a type
 Asked = tuple[str, AnswerType, str, Sequence[str]]  # question, type, answer, plausible other answers
 Ask = Callable[[Scene, random.Random], Asked | None]
@@ -73,10 +74,12 @@ class Interviewer:
         present = sorted({placed.hexcode for placed in scene.objects})
         hexcode, answer = rng.choice(present), "yes"
         if rng.random() < 0.5:
-            answer = "no"
-            while hexcode in present:
+            for _ in range(TRIES):
                 other = self.composer.scene(rng.randrange(2**20) * len(STRATA) + scene.index % len(STRATA))
-                hexcode = rng.choice(sorted({placed.hexcode for placed in other.objects}))
+                drawn = rng.choice(sorted({placed.hexcode for placed in other.objects}))
+                if drawn not in present:
+                    hexcode, answer = drawn, "no"
+                    break
         return self.nouns[hexcode].is_there(), "yes/no", answer, ["no" if answer == "yes" else "yes"]
 
     def _is_background(self, scene: Scene, rng: random.Random) -> Asked:

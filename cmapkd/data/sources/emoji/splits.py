@@ -27,6 +27,7 @@ from cmapkd.errors import UserError
 SPLITS = ("train", "validation", "test_render", "test_concept")
 COMPONENT_LIMIT = 4  # concepts of one component: more of them (24 clock faces) cannot be told apart at 32 px
 MINIMUM_STYLES = 3  # two for training, one held out
+MINIMUM_CONCEPTS = 4  # of a split: a complex scene shows up to four different ones
 ABSTRACT_GROUPS = frozenset({"smileys-emotion", "symbols"})
 
 # Sub-groups whose members are variants of one sign, and words that mark variants across sub-groups.
@@ -61,6 +62,14 @@ def partition(
     unseen = _held_out_concepts(catalogue, kept, component, held_out, seed)
     split = _distribute(kept, unseen, styles, seed)
     dropped = _drop_near_training(split)
+    for name, drawn in split.items():
+        if len(drawn) < MINIMUM_CONCEPTS:
+            raise UserError(
+                key="data.held_out_concepts" if name == "test_concept" else "data.concepts",
+                value=held_out if name == "test_concept" else concepts,
+                reason=f"split {name!r} has {len(drawn)} concepts, and a scene shows up to {MINIMUM_CONCEPTS} different ones",
+                fix="more concepts, or another share of held-out ones",
+            )
     report = {
         "concepts": len(kept),
         "components": len(set(component.values())),

@@ -1,0 +1,54 @@
+# CMAPKD from a fresh machine: `make paper` and `make test` set up all they need, and do nothing twice.
+# Needs Python 3.11 or newer and make. `make help` lists what there is.
+
+PYTHON ?= python3
+CONFIG ?= config/mini.yaml
+CORES ?= all
+VENV := .venv
+BIN := $(VENV)/bin
+SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --configfile $(CONFIG)
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: help setup paper test unit pipeline lint format clean-environment
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+	@echo "variables: CONFIG=$(CONFIG) (experiment), CORES=$(CORES), PYTHON=$(PYTHON)"
+
+setup: $(VENV)/.complete latex ## virtual environment with everything pinned, LaTeX where it can be installed
+
+# The marker is written last, so an interrupted installation is taken up again. It depends on the lock alone.
+$(VENV)/.complete: requirements.lock
+	@scripts/setup-environment.sh "$(PYTHON)" "$(VENV)"
+
+.PHONY: latex
+latex:
+	@scripts/setup-latex.sh
+
+paper: setup ## run the experiment of CONFIG and make its paper
+	@$(SNAKEMAKE)
+
+test: setup lint unit pipeline ## everything that CI checks
+
+unit: setup ## unit tests
+	$(BIN)/python -m pytest tests/unit -q -m "not network"
+
+pipeline: setup ## the real workflow on config/smoke.yaml
+	$(BIN)/python -m pytest tests/pipeline -q
+
+lint: setup ## formatting, static checks, generated documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/mypy
+	$(BIN)/cmapkd config document
+	$(BIN)/snakemake --lint
+
+format: setup ## mend what lint would find, where that can be done automatically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt workflow
+	$(BIN)/cmapkd config document --fix
+
+clean-environment: ## remove the virtual environment (results stay)
+	rm -rf $(VENV)
