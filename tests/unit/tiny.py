@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from cmapkd import objectives
-from cmapkd.config.methods import CMAPKDConfig, KDConfig, ScratchConfig, StageConfig
+from cmapkd.config.methods import AnyMethod, MethodConfig, StageConfig
 from cmapkd.models import towers
 from cmapkd.models.pyramid import Pyramid, PyramidOutputs
 from cmapkd.objectives.base import Objective, Surroundings, TeacherOutputs
@@ -19,7 +19,8 @@ from cmapkd.training.stages import Distillation, Teacher, seeded
 VOCABULARY, CONTEXT, IMAGE = 64, 12, 24
 START, END = VOCABULARY - 2, VOCABULARY - 1  # as in CLIP: end-of-text has the highest id, padding is 0
 PYRAMID = {"channels": 8, "text_channels": 12, "smoothing": "dense", "phrase_window": 3, "heads": 2}
-METHODS = ("scratch", "kd", "cmapkd")
+# Every method of the configuration, also one that is added later; `teacher_pyramid` is an objective that no run names.
+METHODS: dict[str, type[MethodConfig]] = {cls.model_fields["method"].default: cls for cls in get_args(get_args(AnyMethod)[0])}
 
 
 def architecture(
@@ -77,15 +78,19 @@ def method_options(method: str, of: StageConfig, **options: Any) -> dict[str, An
     """A method's options as they stand in a stage's settings."""
     if method == "teacher_pyramid":
         return {"method": method, "temperature": 0.07, "fit": True, **options}
-    classes = {"scratch": ScratchConfig, "kd": KDConfig, "cmapkd": CMAPKDConfig}
-    return dict(classes[method](**options).stage_options(of))
+    return dict(METHODS[method](**options).stage_options(of))
+
+
+def uses_pyramid(method: str) -> bool:
+    """Whether a method's objective has a pyramid."""
+    return method == "teacher_pyramid" or METHODS[method].uses_pyramid
 
 
 def objective(
     method: str, of: StageConfig, shapes: towers.TapShapes, theirs: towers.TapShapes | None = None, seed: int = 2, **options: Any
 ) -> Objective:
     """An objective for models of the given shapes."""
-    pyramid: Mapping[str, Any] | None = PYRAMID if method in ("cmapkd", "teacher_pyramid") else None
+    pyramid: Mapping[str, Any] | None = PYRAMID if uses_pyramid(method) else None
     with seeded(seed):
         return objectives.build(method, Surroundings(of, method_options(method, of, **options), shapes, theirs, pyramid))
 
@@ -93,13 +98,13 @@ def objective(
 def setup(method: str, of: StageConfig, seed: int = 0, **options: Any) -> tuple[Distillation, Teacher | None]:
     """What a stage trains, and its frozen teacher with a random pyramid (``scratch`` and ``teacher_pyramid`` have none)."""
     pupil = student(seed)
-    if method in ("scratch", "teacher_pyramid"):
+    if method == "teacher_pyramid" or not METHODS[method].uses_teacher:
         module, teacher = Distillation(pupil, objective(method, of, pupil.shapes(), seed=seed + 2, **options)), None
     else:
         above = teacher_model(seed + 1)
         module = Distillation(pupil, objective(method, of, pupil.shapes(), above.shapes(), seed=seed + 2, **options))
         with seeded(seed + 3):
-            pyramid = Pyramid(above.shapes(), **PYRAMID) if method == "cmapkd" else None
+            pyramid = Pyramid(above.shapes(), **PYRAMID) if uses_pyramid(method) else None
         teacher = Teacher(above, pyramid, of, module.objective.needs_taps)
     module.freeze_all_but(of.trains)
     return module, teacher

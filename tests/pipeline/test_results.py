@@ -1,0 +1,129 @@
+"""What a finished experiment leaves: numbers with parents, a student anyone can load, a paper, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmapkd.files import sha256_of
+
+from .conftest import Checkout, copy_repository
+
+
+def test_every_number_has_parents_that_are_what_they_were(finished: Checkout) -> None:
+    counted = 0
+    for table in ("table2", "table3", "table5"):
+        content = json.loads((finished.home / "paper" / f"{table}.json").read_text())
+        for cells in content["cells"].values():
+            for cell in cells.values():
+                assert cell["parents"]
+                for parent in cell["parents"]:
+                    assert sha256_of(finished.home / parent["file"]) == parent["sha256"]
+                counted += 1
+    assert counted > 60
+
+
+def test_trace_leads_from_a_number_to_its_training(finished: Checkout) -> None:
+    told = finished.cmapkd("trace", "table2", "CMAPKD", "i2t_r1").stdout
+    value = json.loads((finished.home / "metrics/CMAPKD/0.json").read_text())["metrics"]["retrieval"]["emoji_scenes/test_render"]
+    assert str(value["all"]["i2t_r1"]) in told
+    for word in ("metrics/CMAPKD/0.json", "seed 0", "commit", "coarse-", "fine-", "alsn-", "snakemake"):
+        assert word in told
+
+
+def test_macros_cover_every_cell(finished: Checkout) -> None:
+    numbers = (finished.home / "paper/numbers.tex").read_text()
+    for name in ("table2", "table3", "table5"):
+        for row in json.loads((finished.home / "paper" / f"{name}.json").read_text())["cells"]:
+            assert f"{name}" in numbers
+            assert row in numbers
+
+
+def test_the_student_loads_in_open_clip_without_this_package(finished: Checkout, tmp_path: Path) -> None:
+    student = finished.home / "runs/CMAPKD/0/student"
+    program = tmp_path / "load.py"
+    program.write_text(
+        "import sys, numpy, torch, open_clip\n"
+        "model, _, preprocess = open_clip.create_model_and_transforms('local-dir:' + sys.argv[1])\n"
+        "tokens = open_clip.get_tokenizer('local-dir:' + sys.argv[1])(['a red apple', 'two dogs'])\n"
+        "torch.manual_seed(0)\n"
+        "with torch.no_grad():\n"
+        "    image = model.eval().encode_image(torch.randn(2, 3, 32, 32), normalize=True)\n"
+        "    text = model.encode_text(tokens, normalize=True)\n"
+        "assert not any(name.split('.')[0] == 'cmapkd' for name in sys.modules)\n"
+        "numpy.savez(sys.argv[2], image=image, text=text)\n"
+    )
+    done = finished.run(sys.executable, str(program), str(student), str(tmp_path / "out.npz"))
+    assert done.returncode == 0
+    import torch
+
+    from cmapkd.models import towers
+
+    model = towers.Tapped(towers.load(student)).eval()
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        ours = model(images, towers.tokenizer_of(f"local-dir:{student}")(["a red apple", "two dogs"]))
+    theirs = np.load(tmp_path / "out.npz")
+    np.testing.assert_allclose(ours.image.numpy(), theirs["image"], atol=1e-6)
+    np.testing.assert_allclose(ours.text.numpy(), theirs["text"], atol=1e-6)
+
+
+def test_two_builds_of_the_data_are_byte_identical(finished: Checkout, tmp_path: Path) -> None:
+    finished.cmapkd("data", "build", "emoji_scenes", "--results", str(tmp_path))
+    first, second = finished.home / "data/emoji_scenes", tmp_path / "smoke/data/emoji_scenes"
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
+    assert any(name.suffix == ".tar" for name in names)
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_two_ranks_train_what_one_rank_trains(finished: Checkout, tmp_path: Path) -> None:
+    """The same stage by torchrun on two gloo ranks: DeepSpeed, gathers and data cuts together."""
+    from safetensors.numpy import load_file
+
+    stage = next(path for path in (finished.home / "stages").iterdir() if path.name.startswith("coarse-"))
+    results = tmp_path / "results"
+    shutil.copytree(finished.home, results / "smoke", ignore=shutil.ignore_patterns("coarse-*", "paper", "contact"))
+    finished.cmapkd("train", stage.name, "--ranks", "2", "--threads", "1", "--results", str(results))
+    again = results / "smoke/stages" / stage.name
+    for name in ("model/open_clip_model.safetensors", "objective.safetensors"):
+        one, two = load_file(stage / name), load_file(again / name)
+        assert one.keys() == two.keys()
+        for key in one:
+            np.testing.assert_allclose(two[key], one[key], atol=1e-4, err_msg=f"{name}: {key}")
+
+
+def test_a_paper_is_typeset_where_latex_is(finished: Checkout) -> None:
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex on this machine")
+    from pypdf import PdfReader
+
+    text = "".join(page.extract_text() for page in PdfReader(finished.home / "paper/paper.pdf").pages)
+    for word in ("CMAPKD", "Scratch", "Teacher", "Table 2", "Table 3", "Table 5", "Fig"):
+        assert word in text
+
+
+def test_misspelt_keys_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    checkout = copy_repository(tmp_path / "checkout")
+    path = checkout.root / "config/smoke.yaml"
+    path.write_text(path.read_text().replace("global_batch: 32", "global_bach: 32").replace("method: kd", "method: kdd"))
+    told = checkout.snakemake("--dry-run", check=False)
+    assert "training.global_bach" in told
+    assert "did you mean 'global_batch'?" in told
+    assert "did you mean 'kd'?" in told
+    assert "Traceback" not in told
+    assert not (checkout.root / "results").exists()
+
+
+def test_effective_configuration_is_kept_with_the_results(finished: Checkout) -> None:
+    from cmapkd.config import load_experiment
+
+    kept = load_experiment(finished.home / "experiment.yaml")
+    assert kept == load_experiment(finished.root / "config/smoke.yaml")
