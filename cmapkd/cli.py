@@ -62,7 +62,7 @@ def data_contact(dataset: str, split: str, out: Path, experiment: Experiment = D
     from cmapkd.data.split import Split
 
     samples = Split(_home(experiment, results) / "data" / dataset, split)
-    contact_sheet((samples.read(index) for index in range(len(samples))), out)
+    contact_sheet((samples.read(index) for index in range(len(samples))), out, title=f"{dataset}, {split}")
 
 
 @data_app.command("verify")
@@ -85,7 +85,9 @@ def train(
     """Train one stage, by its address in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint."""
     plan = _plan(experiment)
     if address not in plan.stages:
-        raise UserError(key="stage", value=address, reason="is not in the plan of this experiment", fix=nearest(address, list(plan.stages)))
+        raise UserError(
+            key="stage", value=address, reason="is not in the plan of this experiment", fix=nearest(address, list(plan.stages))
+        )
     ranks = ranks or plan.experiment.training.ranks
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -107,7 +109,7 @@ def train(
 
 @app.command("collect")
 def collect(run: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Gather a run's result (RUN is `<name>/<seed>`): the student of its last stage as an open_clip directory, and its history."""
+    """Gather a run's result: the student of its last stage as an open_clip directory, and its history. RUN is `<name>/<seed>`."""
     from cmapkd.runs import collect_run
 
     collect_run(_plan(experiment), run, results)
@@ -200,7 +202,9 @@ def config_check(file: Path) -> None:
 
 
 @config_app.command("document")
-def config_document(fix: Annotated[bool, typer.Option("--fix", help="write the files; otherwise only compare")] = False) -> None:
+def config_document(
+    fix: Annotated[bool, typer.Option("--fix", help="write the files; otherwise only compare")] = False,
+) -> None:
     """Compare `config/README.md` and the JSON schema with the code that defines the keys."""
     from cmapkd.config.document import update
 

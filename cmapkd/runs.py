@@ -1,7 +1,7 @@
 """A run's result on disk, and the experiment as the paper sees it. Torch-free.
 
-    results/<experiment>/runs/<run>/<seed>/student/   the distilled student, a plain open_clip directory
-    results/<experiment>/runs/<run>/<seed>/run.json   the chain of stages that made it, with digests
+results/<experiment>/runs/<run>/<seed>/student/   the distilled student, a plain open_clip directory
+results/<experiment>/runs/<run>/<seed>/run.json   the chain of stages that made it, with digests
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def _stage_record(directory: Path) -> dict[str, Any]:
         path = directory / name
         if not path.is_file() or sha256_of(path) != expected:
             raise UserError(
-                key=str(path), reason="is missing or not the file this stage wrote", fix=f"delete {directory} and run the workflow again"
+                key=str(path),
+                reason="is missing or not the file this stage wrote",
+                fix=f"delete {directory} and run the workflow again",
             )
     kept = ("address", "label", "code", "files", "summary", "bad_samples")
     return {**{key: record.get(key) for key in kept}, "seed": record["settings"]["seed"], "provenance": record["provenance"]}

@@ -93,7 +93,14 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
         "seeds": list(context.seeds),
         "splits": [context.retrieval, context.zeroshot, context.vqa],
         "labels": dict(context.labels),
-        "other": [context.title, context.planned, context.tables, context.figures, context.weights_run, context.weights_samples],
+        "other": [
+            context.title,
+            context.planned,
+            context.tables,
+            context.figures,
+            context.weights_run,
+            context.weights_samples,
+        ],
         "student": context.student_initialisation,
         "teacher": [context.teacher_label, context.teacher_seed],
         "planned": sha256_of(context.planned_file) if context.planned else None,
@@ -124,4 +131,6 @@ def has_latex() -> bool:
 def say_what_was_made(home: str, latex: bool) -> None:
     """The last lines of a successful run: where to look."""
     what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ (no pdflatex here: tables and figures, but no PDF)"
-    sys.stderr.write(f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n")
+    sys.stderr.write(
+        f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
+    )

@@ -102,7 +102,7 @@ def level_weights(
     """ALSN's weights for every picture of a split with its first caption, (n, levels) visual and (n, levels) language."""
     tapped = towers.Tapped(model).to(device).eval()
     stage = StageConfig.model_validate(settings["stage"])
-    built = objectives.build(
+    built: Any = objectives.build(
         settings["method"]["method"], Surroundings(stage, settings["method"], tapped.shapes(), None, settings["pyramid"])
     )
     load_objective(built, objective_file)

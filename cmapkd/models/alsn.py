@@ -21,7 +21,12 @@ class ALSN(nn.Module):
     """Level weights from the pooled top levels of a sample."""
 
     def __init__(
-        self, channels: int, text_channels: int, hidden: Sequence[int] = (512, 256), dropout: float = 0.1, temperature: float = 1.0
+        self,
+        channels: int,
+        text_channels: int,
+        hidden: Sequence[int] = (512, 256),
+        dropout: float = 0.1,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         first, second = hidden

@@ -70,7 +70,9 @@ def quarter_depths(depth: int) -> tuple[int, int, int, int]:
         UserError: fewer than four blocks.
     """
     if depth < 4:
-        raise UserError(key="layers", value=depth, reason="a tower needs at least four blocks for four taps", fix="use a deeper model")
+        raise UserError(
+            key="layers", value=depth, reason="a tower needs at least four blocks for four taps", fix="use a deeper model"
+        )
     first, second, third = (round(depth * quarter / 4) - 1 for quarter in (1, 2, 3))
     return first, second, third, depth - 1
 
@@ -89,16 +91,21 @@ def create(name: str, config: Mapping[str, Any] | None, init: str) -> nn.Module:
     if config is not None:
         _register(name, config)
     elif name not in open_clip.list_models():
-        raise UserError(key="model", value=name, reason="open_clip knows no such model", fix=nearest(name, open_clip.list_models()))
+        raise UserError(
+            key="model", value=name, reason="open_clip knows no such model", fix=nearest(name, open_clip.list_models())
+        )
     _check_architecture(name)
     if Path(init).is_dir():
         return load(Path(init))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if init != "random" and init not in tags and not Path(init).is_file():
-        raise UserError(key="pretrained", value=init, reason=f"is no tag of {name} and no file", fix=nearest(init, [*tags, "random"]))
+        raise UserError(
+            key="pretrained", value=init, reason=f"is no tag of {name} and no file", fix=nearest(init, [*tags, "random"])
+        )
     with _quiet():
-        model = open_clip.create_model(name, pretrained=None if init == "random" else init, pretrained_text=False, output_dict=True)
-    return model
+        return open_clip.create_model(
+            name, pretrained=None if init == "random" else init, pretrained_text=False, output_dict=True
+        )
 
 
 def _register(name: str, config: Mapping[str, Any]) -> None:
@@ -160,6 +167,8 @@ class Tapped(nn.Module):
     The wrapped model stays reachable as ``model``; parameters carry its names behind ``model.``.
     """
 
+    model: Any  # open_clip offers no type for what its models have in common
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -219,30 +228,33 @@ class Tapped(nn.Module):
         return TapShapes(int(visual.transformer.width), width, (size[0] // patch[0], size[1] // patch[1]), context)
 
 
-def _vision_depth(model: nn.Module) -> int:
+def _vision_depth(model: Any) -> int:
     blocks = getattr(getattr(model.visual, "transformer", None), "resblocks", None)
     if blocks is None:
         raise UserError(
-            key="model", value=type(model.visual).__name__, reason="the pyramid taps a ViT image tower", fix="choose a ViT model"
+            key="model",
+            value=type(model.visual).__name__,
+            reason="the pyramid taps a ViT image tower",
+            fix="choose a ViT model",
         )
     return len(blocks)
 
 
-def _text_tower(model: nn.Module) -> nn.Module:
+def _text_tower(model: Any) -> Any:
     """The text tower: `model.text`, or the model itself where its class keeps the text tower at the top level."""
     return getattr(model, "text", model)
 
 
-def _has_resblocks(tower: nn.Module) -> bool:
+def _has_resblocks(tower: Any) -> bool:
     return hasattr(getattr(tower, "transformer", None), "resblocks")
 
 
-def _text_blocks(model: nn.Module) -> nn.ModuleList:
+def _text_blocks(model: Any) -> Any:
     return _text_tower(model).transformer.resblocks  # type: ignore[union-attr,return-value]
 
 
 @contextmanager
-def _hidden_states(transformer: nn.Module) -> Iterator[list[Any]]:
+def _hidden_states(transformer: Any) -> Iterator[list[Any]]:
     """Have a `transformers` model keep its hidden states while open_clip's wrapper calls it."""
     outputs: list[Any] = []
     before = transformer.config.output_hidden_states

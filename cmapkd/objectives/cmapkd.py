@@ -1,4 +1,4 @@
-"""CMAPKD: adaptive pyramid-based cross-modal knowledge distillation, the method of this project (SPEC 2 to 4).
+"""CMAPKD: adaptive pyramid-based cross-modal knowledge distillation, the method of this project.
 
     L = 1.0 L_intra + 0.5 L_align + 0.3 L_relation + 0.1 L_task  (+ 0.1 (-H(w_v) - H(w_l)) where ALSN weights the levels)
     L_align = L_single + beta L_pyramid,  L_relation = L_sample + gamma L_layer
@@ -95,13 +95,15 @@ class CMAPKD(Objective):
     def combine(self, representations: Representations) -> Terms:
         options, r = self.surroundings.options, representations
         weights = options["weights"]
-        ours, theirs = (tuple(r[f"{prefix}{name}"] for name in _LEVELS) for prefix in ("", "teacher_"))
+        ours, theirs = _levels(r, ""), _levels(r, "teacher_")
 
         intra_loss = intra.weighted(r["visual_distances"], r["visual_weights"])
         intra_loss = intra_loss + intra.weighted(r["language_distances"], r["language_weights"])
 
         single = info_nce(
-            F.normalize(r["visual_as_language"][:, -1], dim=-1), F.normalize(r["language"][:, -1], dim=-1), 1 / options["temperature"]
+            F.normalize(r["visual_as_language"][:, -1], dim=-1),
+            F.normalize(r["language"][:, -1], dim=-1),
+            1 / options["temperature"],
         )
         pyramid = alignment.pyramid_alignment(ours, theirs, self.alpha(r["pooled"]), options["temperature_kd"])
         align = single + options["beta"] * pyramid
@@ -109,13 +111,17 @@ class CMAPKD(Objective):
         top = [torch.cat([r[f"{prefix}pooled"][:, -1], r[f"{prefix}language"][:, -1]], dim=-1) for prefix in ("", "teacher_")]
         samples = relation.sample_relation(*top)
         layers = (
-            relation.layer_relation(r["pooled"], r["teacher_pooled"]) + relation.layer_relation(r["language"], r["teacher_language"])
+            relation.layer_relation(r["pooled"], r["teacher_pooled"])
+            + relation.layer_relation(r["language"], r["teacher_language"])
         ) / 2
         relation_loss = samples + options["gamma"] * layers
 
         task = info_nce(r["image"], r["text"], r["logit_scale"].mean())
         total = (
-            weights["intra"] * intra_loss + weights["align"] * align + weights["relation"] * relation_loss + weights["task"] * task
+            weights["intra"] * intra_loss
+            + weights["align"] * align
+            + weights["relation"] * relation_loss
+            + weights["task"] * task
         )
         parts = {
             "intra": intra_loss,
@@ -139,3 +145,12 @@ class CMAPKD(Objective):
             report[f"entropy_{kind}"] = entropy(weights).mean()
             report |= {f"weight_{level}": weights[:, index].mean() for index, level in enumerate(names)}
         return report
+
+
+def _levels(r: Representations, prefix: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        r[f"{prefix}pooled"],
+        r[f"{prefix}language"],
+        r[f"{prefix}visual_as_language"],
+        r[f"{prefix}language_as_visual"],
+    )

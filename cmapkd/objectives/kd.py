@@ -9,6 +9,8 @@ so its effective scale is an option (`teacher_scale`) beside the temperature.
 
 from __future__ import annotations
 
+import torch
+
 from cmapkd.models.towers import TowerOutputs
 from cmapkd.objectives import register
 from cmapkd.objectives.base import Objective, Representations, TeacherOutputs, Terms, embeddings
@@ -37,9 +39,10 @@ class KD(Objective):
         task = info_nce(representations["image"], representations["text"], scale)
         student_rows = similarity(representations["image"], representations["text"])
         teacher_rows = similarity(representations["teacher_image"], representations["teacher_text"])
-        distillation = sum(
+        entropies = [
             row_cross_entropy(teacher_scale * theirs / temperature, scale * ours / temperature)
             for theirs, ours in zip(teacher_rows, student_rows, strict=True)
-        ) * (temperature**2 / 2)
+        ]
+        distillation = torch.stack(entropies).mean() * temperature**2
         total = task + options["weight"] * distillation
         return Terms(total, {"task": task.detach(), "distillation": distillation.detach()})

@@ -1,4 +1,4 @@
-"""Fit of the teacher's pyramid (SPEC 2): its backbone frozen, pyramid and bridge trained contrastively, then frozen.
+"""Fit of the teacher's pyramid: its backbone frozen, pyramid and bridge trained contrastively, then frozen.
 
     L = mean over (P2-L1, P3-L2, P4-L3, P5-L4) of 1/2 [InfoNCE(f_v2l(GAP(P_i)), L_j) + InfoNCE(f_l2v(L_j), GAP(P_i))]
 

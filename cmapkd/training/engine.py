@@ -41,7 +41,7 @@ def start_process_group(minutes: float = 30) -> torch.device:
     else:
         # A store in memory: no port, so any number of single-rank jobs run side by side.
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     return device
 
 
@@ -116,6 +116,7 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=config, dist_init_required=False
         )
+        _keep_clipped_norm(self.engine)
         self.module: Distillation = self.engine.module
         self.dtype = next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
         self.teacher = teacher.to(device, self.dtype) if teacher is not None else None
@@ -193,7 +194,9 @@ class Engine:
         # On any rank: if one stopped alone, the others would wait for it until the collective's timeout.
         if not bool(torch.isfinite(distributed.mean_over_ranks(terms.total))):
             named = {name: float(value) for name, value in terms.parts.items() if not bool(torch.isfinite(value))}
-            raise FloatingPointError(f"the loss is {float(terms.total)}; terms that are not finite: {named or 'none of the logged ones'}")
+            raise FloatingPointError(
+                f"the loss is {float(terms.total.detach())}; terms that are not finite: {named or 'none of the logged ones'}"
+            )
 
     def _random_state(self, state: tuple[Tensor, Tensor | None] | None = None) -> tuple[Tensor, Tensor | None]:
         cuda = self.device.type == "cuda"

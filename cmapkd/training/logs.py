@@ -85,7 +85,9 @@ class TrainingLog:
             self._board.add_scalar(name, value, step)
 
     def _show(self, done: int, rate: float) -> None:
-        terms = " ".join(f"{name} {value:.3g}" for name, value in self.last.items() if not name.startswith(("weight_", "entropy_")))
+        terms = " ".join(
+            f"{name} {value:.3g}" for name, value in self.last.items() if not name.startswith(("weight_", "entropy_"))
+        )
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rate:.0f} samples/s {terms}", refresh=False)
             self._bar.update(done - self._bar.n)
@@ -93,7 +95,9 @@ class TrainingLog:
             self._printed = time.monotonic()
             left = (self.steps - done) * (self._printed - self._began) / max(1, done - self.start)
             share = 100 * done // self.steps
-            log.info("%s: %d/%d (%d %%) %.0f samples/s, %s left | %s", self.label, done, self.steps, share, rate, _clock(left), terms)
+            log.info(
+                "%s: %d/%d (%d %%) %.0f samples/s, %s left | %s", self.label, done, self.steps, share, rate, _clock(left), terms
+            )
 
     def close(self, finished: bool) -> dict[str, Any]:
         """Close the files; the summary of what this process did. ``finished`` says so to people too."""

@@ -122,7 +122,9 @@ def _run(
                     checkpoints.save(engine, saved, step + 1, origin)
                     last_saved = time.monotonic()
                 if stop and step + 1 < steps:
-                    raise Interrupted(f"{stage.label}: stopped after step {step + 1} of {steps}; the same command goes on from there")
+                    raise Interrupted(
+                        f"{stage.label}: stopped after step {step + 1} of {steps}; the same command goes on from there"
+                    )
                 waiting = time.perf_counter()
             finished = True
         finally:
@@ -153,7 +155,9 @@ def _stream(settings: Mapping[str, Any], prepared: Prepared, results: Path, opti
         splits,
         settings["seed"],
         prepared.tokenizer,
-        TrainTransform(prepared.preprocess, scale=augmentation["scale"], ratio=augmentation["ratio"], flip=augmentation["flip"]),
+        TrainTransform(
+            prepared.preprocess, scale=augmentation["scale"], ratio=augmentation["ratio"], flip=augmentation["flip"]
+        ),
         shuffle_window=training["shuffle_window"],
         bad_limit=options.bad_samples,
         cache_bytes=options.cache_bytes,
@@ -202,7 +206,13 @@ def _import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
 
     save_file({}, directory / OBJECTIVE)
     files = {name: sha256_of(directory / name) for name in (f"{MODEL}/{towers.WEIGHTS}", OBJECTIVE)}
-    content = {"address": stage.address, "label": stage.label, "settings": settings, "parents": [], "code": code_of("pretrained")}
+    content = {
+        "address": stage.address,
+        "label": stage.label,
+        "settings": settings,
+        "parents": [],
+        "code": code_of("pretrained"),
+    }
     write_json(
         directory / RESULT,
         {**content, "files": files, "summary": {"steps": 0}, "provenance": collect(started, config_digest=digest(settings))},

@@ -146,7 +146,10 @@ def _check_vocabularies(teacher: towers.Tapped, student: towers.Tapped) -> None:
         theirs, ours = (getattr(getattr(tapped.model, "text", tapped.model), name, None) for tapped in (teacher, student))
         if theirs is not None and ours is not None and theirs != ours:
             raise UserError(
-                key=f"student.model: {name}", value=ours, reason=f"the teacher has {theirs}", fix="choose models with one tokenizer"
+                key=f"student.model: {name}",
+                value=ours,
+                reason=f"the teacher has {theirs}",
+                fix="choose models with one tokenizer",
             )
 
 
@@ -159,9 +162,13 @@ def load_objective(objective: Objective, path: Path) -> None:
     stored = load_file(path)
     current = objective.state_dict()
     for child in {name.partition(".")[0] for name in stored} & {name.partition(".")[0] for name in current}:
-        ours, theirs = ({n: tuple(v.shape) for n, v in state.items() if n.partition(".")[0] == child} for state in (current, stored))
+        ours, theirs = (
+            {n: tuple(v.shape) for n, v in state.items() if n.partition(".")[0] == child} for state in (current, stored)
+        )
         if ours != theirs:
-            raise UserError(key=str(path), reason=f"its module {child!r} has another shape than this stage's", fix="use one pyramid size")
+            raise UserError(
+                key=str(path), reason=f"its module {child!r} has another shape than this stage's", fix="use one pyramid size"
+            )
     objective.load_state_dict({name: value for name, value in stored.items() if name in current}, strict=False)
 
 

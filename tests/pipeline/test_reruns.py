@@ -37,14 +37,14 @@ def test_comments_and_formatting_rerun_nothing(finished: Checkout, edit: Edit) -
 
 
 def test_editing_a_figure_trains_nothing(finished: Checkout, edit: Edit) -> None:
-    edit("cmapkd/paper/figures/weights_by_difficulty.py", "import ", "EDITED = 1\nimport ")
+    edit("cmapkd/paper/figures/weights_by_difficulty.py", "\n\n\ndef ", "\n\n\nEDITED = 1\n\n\ndef ")
     jobs = finished.planned()
     assert "Figure 3" in jobs
     assert set(jobs) <= {"Figure 3", *PAPER}
 
 
 def test_editing_a_table_concerns_that_table(finished: Checkout, edit: Edit) -> None:
-    edit("cmapkd/paper/tables/retrieval.py", "import ", "EDITED = 1\nimport ")
+    edit("cmapkd/paper/tables/retrieval.py", "\n\n\ndef ", "\n\n\nEDITED = 1\n\n\ndef ")
     jobs = finished.planned()
     assert "Table 2" in jobs
     assert set(jobs) <= {"Table 2", *PAPER}
@@ -58,7 +58,7 @@ def test_editing_a_loss_term_reruns_only_the_runs_that_use_it(finished: Checkout
 
 
 def test_editing_a_method_reruns_that_method(finished: Checkout, edit: Edit) -> None:
-    edit("cmapkd/objectives/kd.py", "temperature**2 / 2", "temperature**2 / 2.0")
+    edit("cmapkd/objectives/kd.py", "mean() * temperature**2", "mean() * temperature**2.0")
     jobs = finished.planned()
     assert trainings(jobs) == {"KD, seed 0: train"}
     assert {job for job in jobs if job.startswith("Evaluating")} == {"Evaluating KD, seed 0"}

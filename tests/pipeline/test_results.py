@@ -30,7 +30,9 @@ def test_every_number_has_parents_that_are_what_they_were(finished: Checkout) ->
 
 def test_trace_leads_from_a_number_to_its_training(finished: Checkout) -> None:
     told = finished.cmapkd("trace", "table2", "CMAPKD", "i2t_r1").stdout
-    value = json.loads((finished.home / "metrics/CMAPKD/0.json").read_text())["metrics"]["retrieval"]["emoji_scenes/test_render"]
+    value = json.loads((finished.home / "metrics/CMAPKD/0.json").read_text())["metrics"]["retrieval"][
+        "emoji_scenes/test_render"
+    ]
     assert str(value["all"]["i2t_r1"]) in told
     for word in ("metrics/CMAPKD/0.json", "seed 0", "commit", "coarse-", "fine-", "alsn-", "snakemake"):
         assert word in told

@@ -9,14 +9,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; inher
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 # A first call may compile or import for seconds; random examples are the same at every run, so a failure can be repeated.
-settings.register_profile("unit", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "unit", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("unit")
 
 _RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

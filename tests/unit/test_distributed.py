@@ -118,4 +118,6 @@ def test_training_does_not_depend_on_how_the_batch_is_cut(case: str, two_ranks: 
     for cut, (other_weights, other_losses) in others.items():
         assert other_losses == pytest.approx(losses, abs=1e-5), cut
         for name, value in weights.items():
-            torch.testing.assert_close(other_weights[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name, c=cut: f"{c}: {n}: {m}")
+            torch.testing.assert_close(
+                other_weights[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name, c=cut: f"{c}: {n}: {m}"
+            )

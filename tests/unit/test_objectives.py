@@ -285,7 +285,9 @@ CASES = [(method, of) for method in objectives.known() for of in STAGES.get(meth
 
 
 @pytest.mark.parametrize(("method", "of"), CASES, ids=[f"{method}-{'+'.join(of['trains'])}" for method, of in CASES])
-def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(method: str, of: dict[str, Any], one_rank: None) -> None:
+def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(
+    method: str, of: dict[str, Any], one_rank: None
+) -> None:
     """Through DeepSpeed, with weight decay: a parameter without a gradient would decay."""
     described = tiny.stage(**of)
     module, teacher = tiny.setup(method, described)
@@ -309,7 +311,13 @@ def test_levels_that_a_stage_does_not_use_are_unused() -> None:
     unused = {name for name, _ in module.objective.named_parameters() if module.objective.group_of(name) == "unused"}
     modules = {name.removeprefix("pyramid.").rpartition(".")[0] for name in unused}
     assert {"visual.lateral.P2", "visual.smooth.P3", "language.project.L1", "language.attention.L2"} <= modules
-    assert not modules & {"visual.lateral.P4", "visual.smooth.P4", "language.attention.L3", "visual_to_language", "language_to_visual"}
+    assert not modules & {
+        "visual.lateral.P4",
+        "visual.smooth.P4",
+        "language.attention.L3",
+        "visual_to_language",
+        "language_to_visual",
+    }
     assert not any(module.objective.get_parameter(name).requires_grad for name in unused)
 
 

@@ -244,7 +244,12 @@ def test_evaluation_mode_gives_what_training_mode_gives() -> None:
 
 def test_parameters_of_a_level_are_known_by_name() -> None:
     """`Pyramid.uses` must say of each parameter whether it has a gradient: one without would still decay."""
-    for visual_levels, language_levels in ((("P5",), ("L4",)), (("P4", "P5"), ("L3", "L4")), (("P2", "P5"), ("L2", "L4")), (VISUAL, LANGUAGE)):
+    for visual_levels, language_levels in (
+        (("P5",), ("L4",)),
+        (("P4", "P5"), ("L3", "L4")),
+        (("P2", "P5"), ("L2", "L4")),
+        (VISUAL, LANGUAGE),
+    ):
         net = whole()
         levels = net(outputs(), visual_levels, language_levels)
         sum(value.square().sum() for value in tiny.pyramid_tensors(levels).values()).backward()  # type: ignore[union-attr]

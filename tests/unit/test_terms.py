@@ -60,7 +60,12 @@ def test_info_nce_in_closed_form() -> None:
 
 @given(batch=batches, seed=seeds, scale=st.floats(0.1, 100), teacher_scale=st.floats(0.1, 100))
 def test_kd_terms_are_open_clips_distillation_loss(batch: int, seed: int, scale: float, teacher_scale: float) -> None:
-    v, t, big_v, big_t = unit(batch, 4, seed=seed), unit(batch, 4, seed=seed + 1), unit(batch, 6, seed=seed + 2), unit(batch, 6, seed=seed + 3)
+    v, t, big_v, big_t = (
+        unit(batch, 4, seed=seed),
+        unit(batch, 4, seed=seed + 1),
+        unit(batch, 6, seed=seed + 2),
+        unit(batch, 6, seed=seed + 3),
+    )
     ours = sum(
         contrastive.row_cross_entropy(teacher_scale * theirs, scale * own)
         for theirs, own in zip(contrastive.similarity(big_v, big_t), contrastive.similarity(v, t), strict=True)
@@ -94,7 +99,9 @@ def test_row_kl_keeps_leading_dimensions() -> None:
     batch=st.integers(1, 3), channels=st.integers(1, 6), ours=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     theirs=st.tuples(st.integers(1, 7), st.integers(1, 7)), seed=seeds,
 )  # fmt: skip
-def test_map_distance_is_the_formula(batch: int, channels: int, ours: tuple[int, int], theirs: tuple[int, int], seed: int) -> None:
+def test_map_distance_is_the_formula(
+    batch: int, channels: int, ours: tuple[int, int], theirs: tuple[int, int], seed: int
+) -> None:
     student, teacher = normal(batch, channels, *ours, seed=seed), normal(batch, channels, *theirs, seed=seed + 1)
     expected = [reference.map_distance(s, t) for s, t in zip(student.numpy(), teacher.numpy(), strict=True)]
     np.testing.assert_allclose(intra.map_distance(student, teacher).numpy(), expected, atol=1e-8)
@@ -121,7 +128,9 @@ def test_vector_distances_and_level_order() -> None:
     expected = ((reference.unit(student.numpy()) - reference.unit(teacher.numpy())) ** 2).sum(axis=-1)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
     maps = {level: normal(2, 3, size, size, seed=size) for level, size in zip(VISUAL, (8, 4, 2, 1), strict=True)}
-    other = {level: normal(2, 3, size, size, seed=size + 20) for level, size in zip(reversed(VISUAL), (1, 2, 4, 8), strict=True)}
+    other = {
+        level: normal(2, 3, size, size, seed=size + 20) for level, size in zip(reversed(VISUAL), (1, 2, 4, 8), strict=True)
+    }
     stacked = intra.map_distances(maps, other)
     assert stacked.shape == (2, 4)
     for column, level in enumerate(VISUAL):
@@ -131,7 +140,9 @@ def test_vector_distances_and_level_order() -> None:
 @given(batch=batches, count=levels, seed=seeds)
 def test_weighted(batch: int, count: int, seed: int) -> None:
     distances, weights = normal(batch, count, seed=seed).abs(), torch.softmax(normal(batch, count, seed=seed + 1), dim=1)
-    assert float(intra.weighted(distances, weights)) == pytest.approx(reference.intra(distances.numpy(), weights.numpy()), abs=1e-10)
+    assert float(intra.weighted(distances, weights)) == pytest.approx(
+        reference.intra(distances.numpy(), weights.numpy()), abs=1e-10
+    )
 
 
 def test_uniform_weights_of_equal_distances_give_a_quarter_of_them() -> None:
@@ -147,7 +158,9 @@ def test_pyramid_alignment_is_the_formula(batch: int, visual: int, language: int
     student, teacher = pyramid(batch, visual, language, seed=seed), pyramid(batch, visual, language, 6, 4, seed=seed + 9)
     alpha = normal(visual, language, seed=seed).abs()
     expected = reference.pyramid_alignment(
-        *({name: value.numpy() for name, value in zip(NAMES, of, strict=True)} for of in (student, teacher)), alpha.numpy(), temperature
+        *({name: value.numpy() for name, value in zip(NAMES, of, strict=True)} for of in (student, teacher)),
+        alpha.numpy(),
+        temperature,
     )
     found = float(alignment.pyramid_alignment(student, teacher, alpha, temperature))  # type: ignore[arg-type]
     assert found == pytest.approx(expected, abs=1e-9)
@@ -207,7 +220,9 @@ def test_layer_relation_in_closed_form() -> None:
     same, opposite = torch.cat([x, x], dim=1), torch.cat([x, -x], dim=1)  # correlations 1 and -1
     assert float(relation.layer_relation(same, opposite)) == pytest.approx(8)
     assert float(relation.layer_relation(same, 3 * same + 2)) == pytest.approx(0, abs=1e-12)
-    assert float(relation.layer_relation(x, normal(3, 1, 6, seed=1))) == pytest.approx(0, abs=1e-12)  # one level has no relation
+    assert float(relation.layer_relation(x, normal(3, 1, 6, seed=1))) == pytest.approx(
+        0, abs=1e-12
+    )  # one level has no relation
 
 
 # --- all terms -------------------------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def test_hugging_face_text_tower(kind: str, hugging_face: dict[str, dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("depth", "expected"), [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (4, (0, 1, 2, 3)), (32, (7, 15, 23, 31)), (8, (1, 3, 5, 7))]
+    ("depth", "expected"),
+    [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (4, (0, 1, 2, 3)), (32, (7, 15, 23, 31)), (8, (1, 3, 5, 7))],
 )
 def test_quarter_depths(depth: int, expected: tuple[int, ...]) -> None:
     assert towers.quarter_depths(depth) == expected

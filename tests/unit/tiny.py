@@ -24,7 +24,13 @@ METHODS: dict[str, type[MethodConfig]] = {cls.model_fields["method"].default: cl
 
 
 def architecture(
-    patch: int = 8, width: int = 32, layers: int = 4, embed: int = 16, image: int = IMAGE, custom_text: bool = False, **text: Any
+    patch: int = 8,
+    width: int = 32,
+    layers: int = 4,
+    embed: int = 16,
+    image: int = IMAGE,
+    custom_text: bool = False,
+    **text: Any,
 ) -> dict[str, Any]:
     """An open_clip model configuration; the image grid is ``image / patch``."""
     return {
@@ -87,7 +93,12 @@ def uses_pyramid(method: str) -> bool:
 
 
 def objective(
-    method: str, of: StageConfig, shapes: towers.TapShapes, theirs: towers.TapShapes | None = None, seed: int = 2, **options: Any
+    method: str,
+    of: StageConfig,
+    shapes: towers.TapShapes,
+    theirs: towers.TapShapes | None = None,
+    seed: int = 2,
+    **options: Any,
 ) -> Objective:
     """An objective for models of the given shapes."""
     pyramid: Mapping[str, Any] | None = PYRAMID if uses_pyramid(method) else None
@@ -119,7 +130,13 @@ TRAINING: dict[str, Any] = {"weight_decay": 0.1, "betas": (0.9, 0.98), "eps": 1e
 
 
 def engine(
-    module: Distillation, teacher: Teacher | None, of: StageConfig, batch: int, accumulation: int = 1, steps: int = 4, **training: Any
+    module: Distillation,
+    teacher: Teacher | None,
+    of: StageConfig,
+    batch: int,
+    accumulation: int = 1,
+    steps: int = 4,
+    **training: Any,
 ) -> Engine:
     """A DeepSpeed engine in fp32 on the CPU; needs a process group."""
     deepspeed = {"zero_optimization": {"stage": 0}, "gradient_clipping": 1.0, "gradient_accumulation_steps": accumulation}

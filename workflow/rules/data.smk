@@ -4,10 +4,10 @@
 rule data_fetch:
     output:
         f"{HOME}/data/{{dataset}}.fetched.json",
-    params:
-        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
     log:
         f"{HOME}/logs/data/fetch-{{dataset}}.log",
+    params:
+        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
     message:
         "Fetching what {wildcards.dataset} is made from"
     shell:
@@ -19,12 +19,12 @@ rule data_build:
         rules.data_fetch.output,
     output:
         f"{HOME}/data/{{dataset}}/manifest.json",
-    params:
-        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
     log:
         f"{HOME}/logs/data/build-{{dataset}}.log",
     benchmark:
         f"{HOME}/benchmarks/data/{{dataset}}.jsonl"
+    params:
+        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
     message:
         "Writing the shards of {wildcards.dataset}"
     shell:
@@ -41,10 +41,10 @@ rule contact_sheet:
             caption="../report/contact.rst",
             labels={"data set": "{dataset}", "split": "{split}"},
         ),
-    params:
-        code=fingerprint("cmapkd.data.contact"),
     log:
         f"{HOME}/logs/data/contact-{{dataset}}-{{split}}.log",
+    params:
+        code=fingerprint("cmapkd.data.contact"),
     message:
         "Drawing a contact sheet of {wildcards.dataset}/{wildcards.split}"
     shell:

@@ -12,10 +12,10 @@ rule collect:
         lambda wildcards: parts.run_stages(PLAN, HOME, f"{wildcards.run}/{wildcards.seed}"),
     output:
         f"{HOME}/runs/{{run}}/{{seed}}/run.json",
-    params:
-        code=fingerprint("cmapkd.runs"),
     log:
         f"{HOME}/logs/collect/{{run}}-{{seed}}.log",
+    params:
+        code=fingerprint("cmapkd.runs"),
     message:
         "Collecting the result of {wildcards.run}, seed {wildcards.seed}"
     shell:

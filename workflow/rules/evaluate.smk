@@ -8,12 +8,12 @@ rule evaluate:
     output:
         metrics=f"{HOME}/metrics/{{run}}/{{seed}}.json",
         arrays=f"{HOME}/metrics/{{run}}/{{seed}}.npz",
-    params:
-        depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
     log:
         f"{HOME}/logs/evaluate/{{run}}-{{seed}}.log",
     benchmark:
         f"{HOME}/benchmarks/evaluate/{{run}}-{{seed}}.jsonl"
+    params:
+        depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
     message:
         "Evaluating {wildcards.run}, seed {wildcards.seed}"
     shell:

@@ -9,12 +9,12 @@ rule table:
             f"{HOME}/paper/table{{number}}.tex", category="Tables", caption="../report/table.rst", labels={"table": "{number}"}
         ),
         json=f"{HOME}/paper/table{{number}}.json",
+    log:
+        f"{HOME}/logs/paper/table{{number}}.log",
     wildcard_constraints:
         number=r"\w+",
     params:
         depends=lambda wildcards: parts.table_params(PAPER, f"table{wildcards.number}"),
-    log:
-        f"{HOME}/logs/paper/table{{number}}.log",
     message:
         "Table {wildcards.number}"
     shell:
@@ -27,15 +27,18 @@ rule figure:
         parts.arrays(PLAN, HOME),
     output:
         pdf=report(
-            f"{HOME}/paper/figure{{number}}.pdf", category="Figures", caption="../report/figure.rst", labels={"figure": "{number}"}
+            f"{HOME}/paper/figure{{number}}.pdf",
+            category="Figures",
+            caption="../report/figure.rst",
+            labels={"figure": "{number}"},
         ),
         json=f"{HOME}/paper/figure{{number}}.json",
+    log:
+        f"{HOME}/logs/paper/figure{{number}}.log",
     wildcard_constraints:
         number=r"\w+",
     params:
         depends=lambda wildcards: parts.figure_params(PAPER, f"figure{wildcards.number}"),
-    log:
-        f"{HOME}/logs/paper/figure{{number}}.log",
     message:
         "Figure {wildcards.number}"
     shell:
@@ -48,10 +51,10 @@ rule document:
     output:
         tex=f"{HOME}/paper/paper.tex",
         numbers=f"{HOME}/paper/numbers.tex",
-    params:
-        depends=parts.paper_params(PAPER, "cmapkd.paper.document", "cmapkd.paper.latex"),
     log:
         f"{HOME}/logs/paper/document.log",
+    params:
+        depends=parts.paper_params(PAPER, "cmapkd.paper.document", "cmapkd.paper.latex"),
     message:
         "Document and macros"
     shell:
@@ -65,10 +68,10 @@ rule pdf:
         expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.figures),
     output:
         report(f"{HOME}/paper/paper.pdf", category="Paper", caption="../report/paper.rst"),
-    params:
-        code=fingerprint("cmapkd.paper.build"),
     log:
         f"{HOME}/logs/paper/pdf.log",
+    params:
+        code=fingerprint("cmapkd.paper.build"),
     message:
         "Typesetting the paper"
     shell:

@@ -6,16 +6,16 @@ rule teacher:
         lambda wildcards: parts.stage_inputs(PLAN, HOME, wildcards.stage),
     output:
         f"{HOME}/stages/{{stage}}/stage.json",
-    wildcard_constraints:
-        stage="teacher-.+",
-    params:
-        depends=lambda wildcards: parts.train_params(PLAN, wildcards.stage),
-        label=lambda wildcards: PLAN.stages[wildcards.stage].label,
-    threads: 2
     log:
         f"{HOME}/logs/train/{{stage}}.log",
     benchmark:
         f"{HOME}/benchmarks/train/{{stage}}.jsonl"
+    wildcard_constraints:
+        stage="teacher-.+",
+    threads: 2
+    params:
+        depends=lambda wildcards: parts.train_params(PLAN, wildcards.stage),
+        label=lambda wildcards: PLAN.stages[wildcards.stage].label,
     message:
         "{params.label} ({wildcards.stage})"
     shell:

@@ -16,6 +16,7 @@ class Source(Protocol):
     """Where samples come from. ``samples`` yields the same samples, byte for byte, each time it is called."""
 
     name: str
+    config: SourceConfig
 
     def fetch(self) -> list[FetchedFile]:
         """Bring every file that the source needs into the cache and verify it; nothing is fetched twice."""

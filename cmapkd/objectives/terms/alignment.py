@@ -1,4 +1,4 @@
-"""Cross-modal alignment of pyramids (SPEC 4): the student's level-to-level similarities follow the teacher's.
+"""Cross-modal alignment of pyramids: the student's level-to-level similarities follow the teacher's.
 
     L_pyramid = mean over active (i, j) of alpha_ij KL(P(V_i^T, L_j^T) || P(V_i^S, L_j^S))
 
@@ -41,7 +41,10 @@ def fixed_alpha(visual_levels: Sequence[str], language_levels: Sequence[str], li
 
 
 def pyramid_alignment(
-    student: tuple[Tensor, Tensor, Tensor, Tensor], teacher: tuple[Tensor, Tensor, Tensor, Tensor], alpha: Tensor, temperature: float
+    student: tuple[Tensor, Tensor, Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor, Tensor, Tensor],
+    alpha: Tensor,
+    temperature: float,
 ) -> Tensor:
     """`L_pyramid` of the module header.
 
@@ -53,13 +56,15 @@ def pyramid_alignment(
     Returns:
         ()
     """
-    total = 0
-    for (s_rows, s_columns), (t_rows, t_columns), swap in zip(_directions(student), _directions(teacher), (False, True), strict=True):
+    total = alpha.new_zeros(())
+    for (s_rows, s_columns), (t_rows, t_columns), swap in zip(
+        _directions(student), _directions(teacher), (False, True), strict=True
+    ):
         with torch.no_grad():
             target = level_similarities(t_rows, t_columns) / temperature
         divergence = row_kl(target, level_similarities(s_rows, s_columns) / temperature)  # (I, J) or (J, I)
         total = total + (alpha * (divergence.T if swap else divergence)).mean()
-    return total / 2  # type: ignore[return-value]
+    return total / 2
 
 
 def _directions(levels: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Intra-modal distillation (SPEC 4): each level of the student's pyramid against the teacher's, weighted per sample.
+"""Intra-modal distillation: each level of the student's pyramid against the teacher's, weighted per sample.
 
     L_intra^v = 1/4 sum_i w_v^i MSE(S_v^i, T_v^i), the same for language
 

@@ -1,4 +1,4 @@
-"""Relational distillation (SPEC 4, after Park et al., CVPR 2019): relations between samples and between levels.
+"""Relational distillation (after Park et al., CVPR 2019): relations between samples and between levels.
 
     L_sample = || G_T - G_S ||_F^2 / B^2     G: cosine Gram matrix of [GAP(P5); L4] over the global batch
     L_layer  = || R_T - R_S ||_F^2           R: correlation over channels of the levels' batch-mean pooled features
