@@ -253,6 +253,8 @@ class Batches:
             num_workers=self.workers,
             collate_fn=_Collate(self.stream.transform),
             pin_memory=torch.cuda.is_available(),
+            # Its own, or the start of an iteration would draw from the global one, and a resumed run from other random numbers.
+            generator=torch.Generator(),
         )
         for batch in loader:
             self.stream.bad.add(batch.pop("read"), batch.pop("bad"))

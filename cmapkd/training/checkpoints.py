@@ -47,7 +47,9 @@ def save(engine: Engine, directory: Path, step: int, origin: str) -> None:
         write_json(partial / "checkpoint.json", about)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        for old in complete(directory)[:-_KEEP]:
+        # What is ahead was refused by `resume` (other code, damaged): left there, it would push out the new ones.
+        ahead = [path for path in complete(directory) if path.name > final.name]
+        for old in (*ahead, *[path for path in complete(directory) if path not in ahead][:-_KEEP]):
             shutil.rmtree(old)
     dist.barrier()
 

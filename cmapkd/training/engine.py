@@ -126,7 +126,8 @@ class Engine:
         """One optimiser step on this rank's share of the global batch; returns the loss it was taken on.
 
         Raises:
-            FloatingPointError: the loss is not finite; no update was made.
+            FloatingPointError: the loss is not finite, and no update was made; or its gradient is not, and the weights are
+                spoilt (an earlier checkpoint is not).
         """
         factor = lr_factor(step, self.steps, self.training["warmup"], self.stage.lr_end)
         for group in self.engine.optimizer.param_groups:
@@ -137,6 +138,9 @@ class Engine:
         terms = self._whole(images, tokens) if self.accumulation == 1 else self._accumulated(images, tokens)
         norm = self.engine.get_global_grad_norm()
         self.grad_norm = float(norm) if norm is not None else 0.0
+        # In fp16 an overflow is normal: DeepSpeed leaves the step out and lowers its loss scale.
+        if self.dtype != torch.float16 and not math.isfinite(self.grad_norm):
+            raise FloatingPointError(f"the loss is finite, but the norm of its gradient is {self.grad_norm}")
         self._clamp_logit_scale()
         return terms
 
@@ -227,6 +231,16 @@ class Engine:
             for parameter in self._scalars:
                 parameter.data = parameter.data.reshape(())
             yield
+
+
+def _keep_clipped_norm(engine: Any) -> None:
+    """In plain fp32 DeepSpeed clips by the gradients' norm and forgets it; with ZeRO or half precision it is kept."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        engine._global_grad_norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping(), mpu=engine.mpu)
+
+    engine.clip_fp32_gradients = clip
 
 
 def _import_deepspeed() -> ModuleType:

@@ -211,6 +211,15 @@ def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(accumulation: in
     assert all(bool(torch.isfinite(value).all()) for value in engine.module.state_dict().values())
 
 
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    of = tiny.stage()
+    module, teacher = tiny.setup("scratch", of)
+    engine = tiny.engine(module, teacher, of, batch=4)
+    module.model.model.ln_final.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(FloatingPointError, match="the loss is finite, but the norm of its gradient is nan"):
+        engine.step(batch(4), 0)
+
+
 def test_gradients_are_clipped() -> None:
     of = tiny.stage()
     engine = tiny.engine(*tiny.setup("scratch", of), of, batch=4)

@@ -1,0 +1,412 @@
+"""Interrupted training resumed is bit-exact; what is damaged or of other origin is not resumed from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from fake_source import write_fake
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cmapkd import plan as planning
+from cmapkd.config import parse_experiment
+from cmapkd.config.schema import TrainingConfig
+from cmapkd.errors import UserError
+from cmapkd.files import read_json, sha256_of
+from cmapkd.models import towers
+from cmapkd.plan import Plan, Stage, make_plan
+from cmapkd.training import checkpoints
+from cmapkd.training.engine import Engine
+from cmapkd.training.loop import Interrupted, train_stage
+from cmapkd.training.stages import OBJECTIVE, RESULT
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+# --- one engine ------------------------------------------------------------------------------------------------------
+
+OF = tiny.stage(policy="alsn")
+
+
+def engine(seed: int = 0, accumulation: int = 1) -> Engine:
+    """CMAPKD with the dropout of ALSN, so that random state matters."""
+    return tiny.engine(*tiny.setup("cmapkd", OF, seed, alsn={"dropout": 0.5}), OF, 4, accumulation, steps=6)
+
+
+def steps(of: Engine, first: int, last: int) -> list[float]:
+    """Losses of the steps ``first`` .. ``last - 1``."""
+    losses = []
+    for step in range(first, last):
+        terms = of.step({"image": tiny.images(4, seed=step), "text": tiny.tokens(4, seed=step)}, step)
+        losses.append(float(terms.total.detach()))
+    return losses
+
+
+def weights(of: Engine) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in of.module.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, dict[int, dict[str, Tensor]]]:
+    """Checkpoints of steps 1 to 3 (of which two are kept) and the weights at each."""
+    running, at = engine(), {}
+    for step in range(1, 4):
+        steps(running, step - 1, step)
+        at[step] = weights(running)
+        checkpoints.save(running, tmp_path / "checkpoints", step, "origin")
+    return tmp_path / "checkpoints", at
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_engine_goes_on_bit_for_bit(accumulation: int, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    straight = engine(accumulation=accumulation)
+    expected = steps(straight, 0, 6)
+    torch.manual_seed(7)
+    first = engine(accumulation=accumulation)
+    losses = steps(first, 0, 2)
+    checkpoints.save(first, tmp_path, 2, "origin")
+    torch.manual_seed(99)
+    second = engine(seed=40, accumulation=accumulation)  # other weights and another random state: all comes from the file
+    second.teacher = first.teacher
+    assert checkpoints.resume(second, tmp_path, "origin") == 2
+    assert losses + steps(second, 2, 6) == expected
+    assert same(weights(second), weights(straight))
+
+
+def test_the_last_two_are_kept_and_nothing_unfinished(saved: tuple[Path, Any]) -> None:
+    directory, _ = saved
+    assert [path.name for path in checkpoints.complete(directory)] == ["step-00000002", "step-00000003"]
+    assert sorted(path.name for path in directory.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_without_a_checkpoint_training_starts_at_zero(tmp_path: Path) -> None:
+    fresh = engine()
+    before = weights(fresh)
+    assert checkpoints.resume(fresh, tmp_path / "none", "origin") == 0 and same(weights(fresh), before)
+
+
+def test_a_checkpoint_of_other_origin_is_ignored(saved: tuple[Path, Any], caplog: pytest.LogCaptureFixture) -> None:
+    directory, _ = saved
+    fresh = engine(seed=40)
+    before = weights(fresh)
+    assert checkpoints.resume(fresh, directory, "edited") == 0
+    assert same(weights(fresh), before) and "other code or settings" in caplog.text
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_ignored(saved: tuple[Path, Any], caplog: pytest.LogCaptureFixture) -> None:
+    directory, _ = saved
+    for path in checkpoints.complete(directory):
+        about = read_json(path / "checkpoint.json")
+        (path / "checkpoint.json").write_text(json.dumps({**about, "ranks": 2}))
+    assert checkpoints.resume(engine(), directory, "origin") == 0 and "2 ranks, not 1" in caplog.text
+
+
+def test_new_checkpoints_are_not_pushed_out_by_older_ones_that_are_further_ahead(saved: tuple[Path, Any]) -> None:
+    directory, _ = saved
+    fresh = engine(seed=40)
+    steps(fresh, 0, 1)
+    checkpoints.save(fresh, directory, 1, "edited")
+    assert checkpoints.resume(engine(), directory, "edited") == 1
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE = {
+    "a flipped bit in the weights": ("engine/mp_rank_00_model_states.pt", _flip),
+    "weights cut short": ("engine/mp_rank_00_model_states.pt", _cut),
+    "weights gone": ("engine/mp_rank_00_model_states.pt", Path.unlink),
+    "random state cut short": ("rank-0.pt", _cut),
+    "random state gone": ("rank-0.pt", Path.unlink),
+    "description cut short": ("checkpoint.json", lambda path: path.write_text(path.read_text()[:40])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    damage: str, saved: tuple[Path, dict[int, dict[str, Tensor]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, at = saved
+    name, harm = DAMAGE[damage]
+    harm(directory / "step-00000003" / name)
+    fresh = engine(seed=40)
+    assert checkpoints.resume(fresh, directory, "origin") == 2
+    assert same(weights(fresh), at[2]) and "is damaged" in caplog.text
+
+
+def test_with_all_checkpoints_damaged_nothing_of_them_is_left_in_the_weights(saved: tuple[Path, Any]) -> None:
+    directory, _ = saved
+    for path in checkpoints.complete(directory):
+        _cut(path / "rank-0.pt")
+    fresh = engine(seed=40)
+    before = weights(fresh)
+    assert checkpoints.resume(fresh, directory, "origin") == 0 and same(weights(fresh), before)
+
+
+def test_a_checkpoint_that_was_being_written_is_not_taken_for_one(saved: tuple[Path, Any]) -> None:
+    directory, _ = saved
+    (directory / "step-00000003").rename(directory / ".partial-step-00000009")
+    shutil.copytree(directory / "step-00000002", directory / "step-00000007")
+    (directory / "step-00000007" / "checkpoint.json").unlink()
+    assert checkpoints.resume(engine(), directory, "origin") == 2
+
+
+def test_clear_removes_all(saved: tuple[Path, Any]) -> None:
+    checkpoints.clear(saved[0])
+    assert not saved[0].exists()
+    checkpoints.clear(saved[0])  # nothing to do is fine
+
+
+# --- a whole stage ---------------------------------------------------------------------------------------------------
+
+OPTIONS = TrainingConfig(global_batch=8, workers=0, log_every=4, checkpoint_minutes=60)
+SAMPLES, EPOCHS = 20, 2.4  # 2.5 batches an epoch, 6 steps
+
+
+def models(config: Path) -> None:
+    for name, options in {
+        "tiny-student": {},
+        "tiny-teacher": {"patch": 4, "width": 48, "embed": 24, "custom_text": True},
+    }.items():
+        model = tiny.architecture(image=16, vocab_size=49408, **{"patch": 8, **options})
+        (config / "models" / f"{name}.json").write_text(json.dumps(model))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    """A plan, and results that hold the data, the teacher and its pyramid."""
+    folder = tmp_path_factory.mktemp("experiment")
+    (folder / "config" / "models").mkdir(parents=True)
+    shutil.copytree(planning.CONFIG / "deepspeed", folder / "config" / "deepspeed")
+    models(folder / "config")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "CONFIG", folder / "config")
+        levels = {"visual_levels": ["P4", "P5"], "language_levels": ["L3", "L4"], "trains": ["student", "pyramid", "alsn"]}
+        plan = make_plan(
+            parse_experiment(
+                {
+                    "name": "tiny",
+                    "datasets": {"fake": {"source": "emoji_scenes"}},
+                    "distillation": ["fake/train"],
+                    "teacher": {"model": "tiny-teacher", "train": {"epochs": 0.4}},
+                    "student": {"model": "tiny-student"},
+                    "pyramid": {"channels": 8, "text_channels": 8, "heads": 2},
+                    "training": {"global_batch": 8, "warmup": 0.3, "augmentation": {"scale": [0.5, 1.0], "flip": True}},
+                    "schedules": {
+                        "short": [
+                            {"name": "all", "epochs": EPOCHS, "lr": 1e-3, "policy": "alsn", **levels},
+                            {
+                                "name": "next",
+                                "epochs": 0.4,
+                                "lr": 1e-3,
+                                "policy": "uniform",
+                                **levels,
+                                "trains": ["student", "pyramid"],
+                            },
+                        ]
+                    },
+                    "runs": {"CMAPKD": {"method": "cmapkd", "schedule": "short", "teacher_pyramid": "random"}},
+                    "evaluation": {},
+                }
+            )
+        )
+    results = folder / "results"
+    write_fake(results / "data" / "fake", train=SAMPLES)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            patch.setenv(name, "127.0.0.1" if name == "MASTER_ADDR" else "1" if name.endswith("SIZE") else "0")
+        for address, stage in plan.stages.items():
+            if address.startswith("teacher"):
+                train_stage(stage, results, OPTIONS)
+    return plan, results
+
+
+@pytest.fixture
+def results(base: tuple[Plan, Path], tmp_path: Path) -> Path:
+    """A copy of the results so far."""
+    shutil.copytree(base[1], tmp_path / "results")
+    return tmp_path / "results"
+
+
+def stages_of(plan: Plan) -> list[Stage]:
+    return [plan.stages[address] for address in plan.runs[0].stages]
+
+
+def stream(directory: Path) -> list[dict[str, float]]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name not in ("samples_per_second", "data_seconds")} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: tuple[Plan, Path]) -> Path:
+    """Directory of the stage, trained in one go."""
+    plan, results = base
+    stage = stages_of(plan)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+            patch.setenv(name, "0")
+        train_stage(stage, results, OPTIONS)
+    directory: Path = results / "stages" / stage.address
+    kept = directory.parent.parent.parent / "uninterrupted"
+    directory.rename(kept)  # so that copies of the results do not hold it
+    return kept
+
+
+def assert_same_stage(directory: Path, expected: Path) -> None:
+    for name in (f"model/{towers.WEIGHTS}", OBJECTIVE):
+        ours, theirs = load_file(directory / name), load_file(expected / name)
+        assert same(ours, theirs), name
+        assert sha256_of(directory / name) == sha256_of(expected / name)
+    assert stream(directory) == stream(expected)
+    assert not (directory / "checkpoints").exists()
+
+
+def at_step(number: int, action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something once, when a step of this number begins."""
+    real, done = Engine.step, []
+
+    def step(self: Engine, batch: Any, step: int) -> Any:
+        if step == number and not done:
+            done.append(step)
+            action()
+        return real(self, batch, step)
+
+    monkeypatch.setattr(Engine, "step", step)
+
+
+def test_a_stage_is_complete_and_logs_each_step(base: tuple[Plan, Path], uninterrupted: Path) -> None:
+    record = read_json(uninterrupted / RESULT)
+    assert record["summary"]["steps"] == 6 and record["summary"]["resumed_at"] == 0
+    for name, digest in record["files"].items():
+        assert sha256_of(uninterrupted / name) == digest
+    lines = stream(uninterrupted)
+    assert [line["step"] for line in lines] == list(range(6))
+    terms = {"intra", "align_single", "align_pyramid", "relation_sample", "relation_layer", "task", "loss", "lr", "grad_norm"}
+    alsn = {"entropy_visual", "entropy_language", "weight_P4", "weight_P5", "weight_L3", "weight_L4"}
+    assert all(set(line) == {"step", *terms, *alsn} for line in lines)
+    assert all(line["grad_norm"] > 0 for line in lines)
+    loaded = towers.load(uninterrupted / "model")
+    assert loaded.logit_scale.shape == ()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stage_stopped_by_a_signal_goes_on_bit_for_bit(
+    number: signal.Signals,
+    step: int,
+    base: tuple[Plan, Path],
+    uninterrupted: Path,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = stages_of(base[0])[0]
+    directory = results / "stages" / stage.address
+    handler = signal.getsignal(number)
+    at_step(step, lambda: os.kill(os.getpid(), number), monkeypatch)
+    with pytest.raises(Interrupted, match=f"stopped after step {step + 1} of 6"):
+        train_stage(stage, results, OPTIONS)
+    assert signal.getsignal(number) == handler
+    assert not (directory / RESULT).exists()
+    torch.manual_seed(1234)
+    train_stage(stage, results, OPTIONS)
+    assert read_json(directory / RESULT)["summary"]["resumed_at"] == step + 1
+    assert_same_stage(directory, uninterrupted)
+
+
+def test_a_stage_that_was_killed_goes_on_from_its_last_checkpoint(
+    base: tuple[Plan, Path], uninterrupted: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps after the checkpoint are in the log already, the last line half-written; each is there once at the end."""
+    stage = stages_of(base[0])[0]
+    directory = results / "stages" / stage.address
+    often = OPTIONS.model_copy(update={"checkpoint_minutes": 1e-9, "log_every": 1})
+
+    def die() -> None:
+        raise KeyError("killed")
+
+    at_step(4, die, monkeypatch)
+    with pytest.raises(KeyError, match="killed"):
+        train_stage(stage, results, often)
+    found = checkpoints.complete(directory / "checkpoints")
+    assert [path.name for path in found] == ["step-00000003", "step-00000004"]
+    shutil.rmtree(found[1])
+    with (directory / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    train_stage(stage, results, OPTIONS)
+    assert read_json(directory / RESULT)["summary"]["resumed_at"] == 3
+    assert_same_stage(directory, uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_names_stage_step_and_samples_and_keeps_the_checkpoint(
+    base: tuple[Plan, Path], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stages_of(base[0])[0]
+    often = OPTIONS.model_copy(update={"checkpoint_minutes": 1e-9})
+    real = Engine.step
+
+    def step(self: Engine, batch: Any, step: int) -> Any:
+        if step == 2:
+            batch["image"][0] = float("nan")
+        return real(self, batch, step)
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(UserError, match=r"at step 2, on the samples train_\d{6}") as caught:
+        train_stage(stage, results, often)
+    assert caught.value.key == stage.label
+    directory = results / "stages" / stage.address
+    assert not (directory / RESULT).exists()
+    assert checkpoints.complete(directory / "checkpoints")[-1].name == "step-00000002"
+
+
+def test_the_next_stage_starts_from_the_weights_of_the_one_before(
+    base: tuple[Plan, Path], uninterrupted: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stages_of(base[0])
+    shutil.copytree(uninterrupted, results / "stages" / first.address)
+    seen: dict[str, Any] = {}
+    real = Engine.step
+
+    def step(self: Engine, batch: Any, step: int) -> Any:
+        if step == 0:
+            seen.update(model=weights(self), keys=batch["keys"])
+        return real(self, batch, step)
+
+    monkeypatch.setattr(Engine, "step", step)
+    train_stage(second, results, OPTIONS)
+    model, objective = load_file(uninterrupted / "model" / towers.WEIGHTS), load_file(uninterrupted / OBJECTIVE)
+    for name, value in model.items():
+        assert torch.equal(seen["model"][f"model.model.{name}"].reshape(value.shape), value)
+    pyramid = {name: value for name, value in objective.items() if name.startswith("pyramid.")}
+    assert pyramid and all(torch.equal(seen["model"][f"objective.{name}"], value) for name, value in pyramid.items())
+    assert read_json(results / "stages" / second.address / RESULT)["summary"]["steps"] == 1
+
+
+def test_a_teacher_s_pyramid_stage_stores_its_pyramid_alone(base: tuple[Plan, Path]) -> None:
+    plan, results = base
+    address = next(address for address in plan.stages if address.startswith("teacher-pyramid"))
+    directory = results / "stages" / address
+    assert not (directory / "model").exists()
+    assert {name.split(".")[0] for name in load_file(directory / OBJECTIVE)} == {"pyramid"}
+    assert read_json(directory / RESULT)["summary"] == {"steps": 0}  # a random one is used as it was initialised
