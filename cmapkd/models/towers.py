@@ -250,7 +250,7 @@ def _has_resblocks(tower: Any) -> bool:
 
 
 def _text_blocks(model: Any) -> Any:
-    return _text_tower(model).transformer.resblocks  # type: ignore[union-attr,return-value]
+    return _text_tower(model).transformer.resblocks
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def rank() -> int:
 
 def gather(local: Tensor) -> Tensor:
     """Concatenate ``local`` (b, ...) of all ranks along the batch, with gradient: (world_size * b, ...)."""
-    return local if world_size() == 1 else _Gather.apply(local)  # type: ignore[no-untyped-call,no-any-return]
+    return local if world_size() == 1 else _Gather.apply(local)
 
 
 class _Gather(torch.autograd.Function):

@@ -24,18 +24,16 @@ settings.load_profile("unit")
 _RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
-@pytest.fixture
-def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
     """A process group of one, as training makes it. It stays for the session (DeepSpeed keeps its first one); what it put
     into the environment does not, for a process started by another test would take itself for a rank."""
     from cmapkd.training.engine import start_process_group
 
-    if dist.is_initialized():
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in _RANK.items():
-            monkeypatch.setenv(name, value)
-    else:
-        for name in _RANK:
-            monkeypatch.setenv(name, "")  # so that it is removed again afterwards
-            monkeypatch.delenv(name)
+            patch.setenv(name, value)  # noted here, so that it is removed again
+            if not dist.is_initialized():
+                patch.delenv(name)
         start_process_group()
-    yield
+        yield

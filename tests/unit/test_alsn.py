@@ -44,10 +44,9 @@ def test_weights_over_active_levels_are_the_full_softmax_renormalised(
     net, given_inputs = network(temperature), inputs(batch)
     visual_levels = [level for level, keep in zip(VISUAL, [*keep_v, True], strict=True) if keep]
     language_levels = [level for level, keep in zip(LANGUAGE, [*keep_l, True], strict=True) if keep]
-    for part, full, names, active in zip(
-        net(*given_inputs, visual_levels, language_levels), net(*given_inputs), (VISUAL, LANGUAGE), (visual_levels, language_levels),
-        strict=True,
-    ):  # fmt: skip
+    parts, fulls = net(*given_inputs, visual_levels, language_levels), net(*given_inputs)
+    kept = ((VISUAL, visual_levels), (LANGUAGE, language_levels))
+    for part, full, (names, active) in zip(parts, fulls, kept, strict=True):
         assert part.shape == (batch, len(active)) and bool((part >= 0).all())
         torch.testing.assert_close(part.sum(dim=1), torch.ones(batch))
         chosen = full[:, [names.index(level) for level in active]]

@@ -19,6 +19,7 @@ from torch import Tensor
 from cmapkd import plan as planning
 from cmapkd.config import parse_experiment
 from cmapkd.config.schema import TrainingConfig
+from cmapkd.data.stream import order
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, sha256_of
 from cmapkd.models import towers
@@ -192,7 +193,7 @@ def models(config: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+def base(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     """A plan, and results that hold the data, the teacher and its pyramid."""
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "config" / "models").mkdir(parents=True)
@@ -231,12 +232,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
         )
     results = folder / "results"
     write_fake(results / "data" / "fake", train=SAMPLES)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "127.0.0.1" if name == "MASTER_ADDR" else "1" if name.endswith("SIZE") else "0")
-        for address, stage in plan.stages.items():
-            if address.startswith("teacher"):
-                train_stage(stage, results, OPTIONS)
+    for address, stage in plan.stages.items():
+        if address.startswith("teacher"):
+            train_stage(stage, results, OPTIONS)
     return plan, results
 
 
@@ -264,10 +262,7 @@ def uninterrupted(base: tuple[Plan, Path]) -> Path:
     """Directory of the stage, trained in one go."""
     plan, results = base
     stage = stages_of(plan)[0]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
-            patch.setenv(name, "0")
-        train_stage(stage, results, OPTIONS)
+    train_stage(stage, results, OPTIONS)
     directory: Path = results / "stages" / stage.address
     kept = directory.parent.parent.parent / "uninterrupted"
     directory.rename(kept)  # so that copies of the results do not hold it
@@ -380,7 +375,7 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_samples_and_keeps_the_ch
     assert checkpoints.complete(directory / "checkpoints")[-1].name == "step-00000002"
 
 
-def test_the_next_stage_starts_from_the_weights_of_the_one_before(
+def test_the_next_stage_starts_from_weights_and_data_of_the_one_before(
     base: tuple[Plan, Path], uninterrupted: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = stages_of(base[0])
@@ -395,6 +390,8 @@ def test_the_next_stage_starts_from_the_weights_of_the_one_before(
 
     monkeypatch.setattr(Engine, "step", step)
     train_stage(second, results, OPTIONS)
+    # The data go on where the first stage ended: after 6 batches of 8, within the third epoch of 20 samples.
+    assert seen["keys"] == [f"train_{index:06d}" for index in order(SAMPLES, seed=0, epoch=2)[8:16]]
     model, objective = load_file(uninterrupted / "model" / towers.WEIGHTS), load_file(uninterrupted / OBJECTIVE)
     for name, value in model.items():
         assert torch.equal(seen["model"][f"model.model.{name}"].reshape(value.shape), value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -36,7 +37,7 @@ def test_lr_rises_linearly_and_falls_as_a_cosine() -> None:
 def test_lr_ends_at_its_share_and_starts_at_the_peak_without_warm_up() -> None:
     factors = [lr_factor(step, 1000, warmup=0.0, end=0.2) for step in range(1000)]
     assert factors[0] == 1 and factors[500] == pytest.approx(0.6) and factors[-1] == pytest.approx(0.2, abs=1e-4)
-    assert all(later <= earlier for earlier, later in zip(factors, factors[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

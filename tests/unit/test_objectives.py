@@ -1,4 +1,4 @@
-"""Methods as a whole: their formula, that they train, what they leave alone, what they log, and that they are stored exactly."""
+"""Methods as a whole: their formula, that they train, what they leave alone, what they log, how they are stored."""
 
 from __future__ import annotations
 

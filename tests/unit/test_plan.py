@@ -111,14 +111,20 @@ def everything(of: Plan) -> set[str]:
     return set(of.stages)
 
 
+def teacher(**options: Any) -> dict[str, Any]:
+    return {"teacher": {"model": "mini-teacher", "train": {"epochs": 1}, **options}}
+
+
+def datasets(scenes: int, **others: Any) -> dict[str, Any]:
+    return {"datasets": {"scenes": {"source": "emoji_scenes", "train": scenes}, "others": {"source": "emoji_scenes", **others}}}
+
+
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     # what is changed -> keys of the experiment, which stages get a new address
-    "learning rate of the teacher": ({"teacher": {"model": "mini-teacher", "train": {"epochs": 1, "lr": 1e-4}}}, "all but scratch"),
-    "epochs of the teacher's pyramid": (
-        {"teacher": {"model": "mini-teacher", "train": {"epochs": 1}, "pyramid": {"epochs": 2}}}, "pyramid",
-    ),
-    "an option of the data set": ({"datasets": {"scenes": {"source": "emoji_scenes", "train": 65}, "others": {"source": "emoji_scenes"}}}, "all"),
-    "another data set's option": ({"datasets": {"scenes": {"source": "emoji_scenes", "train": 64}, "others": {"source": "emoji_scenes", "train": 9}}}, "none"),
+    "learning rate of the teacher": (teacher(train={"epochs": 1, "lr": 1e-4}), "all but scratch"),
+    "epochs of the teacher's pyramid": (teacher(pyramid={"epochs": 2}), "pyramid"),
+    "an option of the data set": (datasets(65), "all"),
+    "another data set's option": (datasets(64, train=9), "none"),
     "batch": ({"training": {"global_batch": 64}}, "all"),
     "weight decay": ({"training": {"global_batch": 32, "weight_decay": 0.2}}, "all"),
     "augmentation": ({"training": {"global_batch": 32, "augmentation": {"flip": True}}}, "all"),
@@ -141,15 +147,15 @@ def test_addresses_change_exactly_when_they_should(change: str) -> None:
     before, (keys, changed) = plan(), CHANGES[change]
     after = plan(**keys)
     kept = everything(before) & everything(after)
-    scratch, teacher = stages(before, "Scratch")["train"], before.teacher
+    scratch = stages(before, "Scratch")["train"]
     kd = stages(before, "KD")["train"]
     pyramid = next(address for address in before.stages if address.startswith("teacher-pyramid-"))
     expected = {
         "none": everything(before),
         "all": set(),
         "all but scratch": {scratch},
-        "pyramid": {scratch, teacher, kd},
-        "students": {teacher, pyramid},
+        "pyramid": {scratch, before.teacher, kd},
+        "students": {before.teacher, pyramid},
     }[changed]
     assert kept == expected
 

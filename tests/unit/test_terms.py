@@ -230,7 +230,9 @@ def test_layer_relation_in_closed_form() -> None:
 ALPHA = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 TERMS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]] = {
     # name -> term of (student tensors, teacher tensors), shapes after the batch of both
-    "info_nce": (lambda s, t: contrastive.info_nce(F.normalize(s[0], dim=-1), F.normalize(s[1], dim=-1), 5.0), ((5,), (5,)), ()),
+    "info_nce": (
+        lambda s, t: contrastive.info_nce(F.normalize(s[0], dim=-1), F.normalize(s[1], dim=-1), 5.0), ((5,), (5,)), (),
+    ),
     "info_nce, learned scale": (lambda s, t: contrastive.info_nce(s[0], s[1], s[2].mean().exp()), ((5,), (5,), ()), ()),
     "cross_entropy": (
         lambda s, t: contrastive.row_cross_entropy(3 * contrastive.similarity(*t)[0], 3 * contrastive.similarity(*s)[0]),
@@ -238,7 +240,9 @@ TERMS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple
     ),
     "map_distance": (lambda s, t: intra.map_distance(s[0], t[0]).mean(), ((4, 3, 3),), ((4, 6, 6),)),
     "vector_distances": (lambda s, t: intra.vector_distances(s[0], t[0]).mean(), ((2, 5),), ((2, 5),)),
-    "weighted": (lambda s, t: intra.weighted(intra.vector_distances(s[0], t[0]), s[1].softmax(dim=1)), ((2, 5), (2,)), ((2, 5),)),
+    "weighted": (
+        lambda s, t: intra.weighted(intra.vector_distances(s[0], t[0]), s[1].softmax(dim=1)), ((2, 5), (2,)), ((2, 5),),
+    ),
     "pyramid_alignment": (
         lambda s, t: alignment.pyramid_alignment(s, t, ALPHA.to(s[0].dtype), 0.3),
         ((2, 5), (2, 4), (2, 4), (2, 5)), ((2, 3), (2, 6), (2, 6), (2, 3)),

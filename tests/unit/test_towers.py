@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cmapkd.errors import UserError
@@ -259,4 +260,4 @@ def test_saved_weights_come_back_exactly(tmp_path: Path) -> None:
 def test_half_precision_is_saved_as_fp32(tmp_path: Path) -> None:
     tapped = tiny.model()
     towers.save(tapped.model.bfloat16(), "tiny", tmp_path)
-    assert {value.dtype for value in towers.load(tmp_path).state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in load_file(tmp_path / towers.WEIGHTS).values()} == {torch.float32}

@@ -11,7 +11,7 @@ rule data_fetch:
     message:
         "Fetching what {wildcards.dataset} is made from"
     shell:
-        "{CMAPKD} data fetch {wildcards.dataset:q} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} data fetch {wildcards.dataset:q} {OPTIONS} 2>&1 | tee -i {log:q}"
 
 
 rule data_build:
@@ -28,7 +28,7 @@ rule data_build:
     message:
         "Writing the shards of {wildcards.dataset}"
     shell:
-        "{CMAPKD} data build {wildcards.dataset:q} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} data build {wildcards.dataset:q} {OPTIONS} 2>&1 | tee -i {log:q}"
 
 
 rule contact_sheet:
@@ -48,4 +48,4 @@ rule contact_sheet:
     message:
         "Drawing a contact sheet of {wildcards.dataset}/{wildcards.split}"
     shell:
-        "{CMAPKD} data contact {wildcards.dataset:q} {wildcards.split:q} {output:q} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} data contact {wildcards.dataset:q} {wildcards.split:q} {output:q} {OPTIONS} 2>&1 | tee -i {log:q}"

@@ -19,4 +19,4 @@ rule collect:
     message:
         "Collecting the result of {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "{CMAPKD} collect {wildcards.run:q}/{wildcards.seed} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} collect {wildcards.run:q}/{wildcards.seed} {OPTIONS} 2>&1 | tee -i {log:q}"

@@ -17,4 +17,4 @@ rule evaluate:
     message:
         "Evaluating {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "{CMAPKD} evaluate {wildcards.run:q}/{wildcards.seed} --threads {threads} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} evaluate {wildcards.run:q}/{wildcards.seed} --threads {threads} {OPTIONS} 2>&1 | tee -i {log:q}"

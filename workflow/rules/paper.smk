@@ -18,7 +18,7 @@ rule table:
     message:
         "Table {wildcards.number}"
     shell:
-        "{CMAPKD} paper table table{wildcards.number} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} paper table table{wildcards.number} {OPTIONS} 2>&1 | tee -i {log:q}"
 
 
 rule figure:
@@ -42,7 +42,7 @@ rule figure:
     message:
         "Figure {wildcards.number}"
     shell:
-        "{CMAPKD} paper figure figure{wildcards.number} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} paper figure figure{wildcards.number} {OPTIONS} 2>&1 | tee -i {log:q}"
 
 
 rule document:
@@ -58,7 +58,7 @@ rule document:
     message:
         "Document and macros"
     shell:
-        "{CMAPKD} paper document {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} paper document {OPTIONS} 2>&1 | tee -i {log:q}"
 
 
 rule pdf:
@@ -75,4 +75,4 @@ rule pdf:
     message:
         "Typesetting the paper"
     shell:
-        "{CMAPKD} paper pdf {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} paper pdf {OPTIONS} 2>&1 | tee -i {log:q}"

@@ -19,4 +19,4 @@ rule teacher:
     message:
         "{params.label} ({wildcards.stage})"
     shell:
-        "{CMAPKD} train {wildcards.stage:q} --threads {threads} {OPTIONS} 2>&1 | tee {log:q}"
+        "{CMAPKD} train {wildcards.stage:q} --threads {threads} {OPTIONS} 2>&1 | tee -i {log:q}"
