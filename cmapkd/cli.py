@@ -109,7 +109,7 @@ def train(
 
 @app.command("collect")
 def collect(run: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Gather a run's result: the student of its last stage as an open_clip directory, and its history. RUN is `<name>/<seed>`."""
+    """Gather the result of a RUN (`<name>/<seed>`): its last stage's student as an open_clip directory, and its history."""
     from cmapkd.runs import collect_run
 
     collect_run(_plan(experiment), run, results)

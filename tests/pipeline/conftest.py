@@ -42,10 +42,8 @@ class Checkout:
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:
         """The workflow on config/smoke.yaml; returns what it printed."""
-        done = self.run(
-            "snakemake", "--profile", "workflow/profiles/local", "--cores", "2", "--configfile", "config/smoke.yaml", *arguments,
-            check=check,
-        )  # fmt: skip
+        options = ["--profile", "workflow/profiles/local", "--cores", "2", "--configfile", "config/smoke.yaml"]
+        done = self.run("snakemake", *options, *arguments, check=check)
         return done.stdout + done.stderr
 
     def planned(self, *arguments: str) -> list[str]:
