@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 # The workflow works from any directory (`--directory`), with or without an installed package.
-sys.path.insert(0, str(Path(workflow.basedir).parent))
+REPOSITORY = str(Path(workflow.basedir).parent)
+sys.path.insert(0, REPOSITORY)
 
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
@@ -26,7 +27,6 @@ HOME = str(RESULTS / EXPERIMENT.name)
 # The experiment as it is, with overrides from the command line, for the sub-commands and for people. It is no input of
 # any rule: each rule names in `params` the keys it depends on.
 EFFECTIVE = f"{HOME}/experiment.yaml"
-CMAPKD = f"PYTHONPATH={Path(workflow.basedir).parent} {sys.executable} -m cmapkd"
 OPTIONS = f"--experiment {EFFECTIVE} --results {RESULTS}"
 CONTACT_SHEETS = parts.contact_sheets(EXPERIMENT)
 

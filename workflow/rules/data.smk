@@ -8,10 +8,11 @@ rule data_fetch:
         f"{HOME}/logs/data/fetch-{{dataset}}.log",
     params:
         depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
+        options=OPTIONS,
     message:
         "Fetching what {wildcards.dataset} is made from"
     shell:
-        "{CMAPKD} data fetch {wildcards.dataset:q} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd data fetch {wildcards.dataset:q} {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule data_build:
@@ -25,10 +26,11 @@ rule data_build:
         f"{HOME}/benchmarks/data/{{dataset}}.jsonl"
     params:
         depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
+        options=OPTIONS,
     message:
         "Writing the shards of {wildcards.dataset}"
     shell:
-        "{CMAPKD} data build {wildcards.dataset:q} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd data build {wildcards.dataset:q} {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule contact_sheet:
@@ -45,7 +47,8 @@ rule contact_sheet:
         f"{HOME}/logs/data/contact-{{dataset}}-{{split}}.log",
     params:
         code=fingerprint("cmapkd.data.contact"),
+        options=OPTIONS,
     message:
         "Drawing a contact sheet of {wildcards.dataset}/{wildcards.split}"
     shell:
-        "{CMAPKD} data contact {wildcards.dataset:q} {wildcards.split:q} {output:q} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd data contact {wildcards.dataset:q} {wildcards.split:q} {output:q} {params.options} 2>&1 | tee -i {log:q}"

@@ -4,7 +4,6 @@
 use rule teacher as train with:
     wildcard_constraints:
         stage="(?!teacher-).+",
-    threads: 1
 
 
 rule collect:
@@ -16,7 +15,8 @@ rule collect:
         f"{HOME}/logs/collect/{{run}}-{{seed}}.log",
     params:
         code=fingerprint("cmapkd.runs"),
+        options=OPTIONS,
     message:
         "Collecting the result of {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "{CMAPKD} collect {wildcards.run:q}/{wildcards.seed} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd collect {wildcards.run:q}/{wildcards.seed} {params.options} 2>&1 | tee -i {log:q}"

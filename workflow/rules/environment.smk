@@ -1,5 +1,17 @@
 """What jobs run in, and what of it is missing here."""
 
+
+# Taken by `--software-deployment-method apptainer`, ignored otherwise.
+container: "containers/cmapkd.sif"
+
+
+# Jobs use the Python that runs the workflow and the package beside it, unless they run in a container, which has its own.
+shell.prefix(
+    "set -euo pipefail; "
+    f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH="{Path(sys.executable).parent}:$PATH"; '
+    f'export PYTHONPATH="{REPOSITORY}"; '
+)
+
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
 LATEX = parts.has_latex()
 

@@ -14,7 +14,8 @@ rule evaluate:
         f"{HOME}/benchmarks/evaluate/{{run}}-{{seed}}.jsonl"
     params:
         depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
+        options=OPTIONS,
     message:
         "Evaluating {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "{CMAPKD} evaluate {wildcards.run:q}/{wildcards.seed} --threads {threads} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd evaluate {wildcards.run:q}/{wildcards.seed} --threads {threads} {params.options} 2>&1 | tee -i {log:q}"

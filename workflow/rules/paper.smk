@@ -15,10 +15,11 @@ rule table:
         number=r"\w+",
     params:
         depends=lambda wildcards: parts.table_params(PAPER, f"table{wildcards.number}"),
+        options=OPTIONS,
     message:
         "Table {wildcards.number}"
     shell:
-        "{CMAPKD} paper table table{wildcards.number} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd paper table table{wildcards.number} {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule figure:
@@ -39,10 +40,11 @@ rule figure:
         number=r"\w+",
     params:
         depends=lambda wildcards: parts.figure_params(PAPER, f"figure{wildcards.number}"),
+        options=OPTIONS,
     message:
         "Figure {wildcards.number}"
     shell:
-        "{CMAPKD} paper figure figure{wildcards.number} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd paper figure figure{wildcards.number} {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule document:
@@ -55,10 +57,11 @@ rule document:
         f"{HOME}/logs/paper/document.log",
     params:
         depends=parts.paper_params(PAPER, "cmapkd.paper.document", "cmapkd.paper.latex"),
+        options=OPTIONS,
     message:
         "Document and macros"
     shell:
-        "{CMAPKD} paper document {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd paper document {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule pdf:
@@ -72,7 +75,8 @@ rule pdf:
         f"{HOME}/logs/paper/pdf.log",
     params:
         code=fingerprint("cmapkd.paper.build"),
+        options=OPTIONS,
     message:
         "Typesetting the paper"
     shell:
-        "{CMAPKD} paper pdf {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd paper pdf {params.options} 2>&1 | tee -i {log:q}"

@@ -12,11 +12,12 @@ rule teacher:
         f"{HOME}/benchmarks/train/{{stage}}.jsonl"
     wildcard_constraints:
         stage="teacher-.+",
-    threads: 2
+    threads: 1
     params:
         depends=lambda wildcards: parts.train_params(PLAN, wildcards.stage),
+        options=OPTIONS,
         label=lambda wildcards: PLAN.stages[wildcards.stage].label,
     message:
         "{params.label} ({wildcards.stage})"
     shell:
-        "{CMAPKD} train {wildcards.stage:q} --threads {threads} {OPTIONS} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd train {wildcards.stage:q} --threads {threads} {params.options} 2>&1 | tee -i {log:q}"
