@@ -32,6 +32,7 @@ class VqaConfig(Config):
 class LatencyConfig(Config):
     """How the time of the image tower is taken."""
 
+    threads: int = Field(1, ge=1, unit="threads", description="CPU threads while the clock runs; a GPU ignores it")
     warmup: int = Field(5, ge=0, unit="calls", description="calls before the clock starts, for each batch size")
     repeats: int = Field(30, ge=1, unit="calls", description="timed calls for each batch size; their median is reported")
     batch_sizes: tuple[Annotated[int, PydanticField(ge=1)], ...] = Field(

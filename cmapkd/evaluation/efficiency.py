@@ -67,6 +67,15 @@ def latency(model: Any, image: Tensor, config: LatencyConfig) -> dict[str, Any]:
         image: (1, 3, H, W).
         config: warm-up, repeats and batch sizes.
     """
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        return _latency(model, image, config)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _latency(model: Any, image: Tensor, config: LatencyConfig) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with torch.inference_mode():
         for size in config.batch_sizes:
@@ -104,7 +113,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return str(device)
-    return f"{_processor()} ({torch.get_num_threads()} threads)"
+    return f"{_processor()} ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"
 
 
 def _processor() -> str:

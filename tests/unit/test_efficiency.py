@@ -90,4 +90,5 @@ def test_latency_is_the_median_per_image_after_warmup(monkeypatch):
 
 def test_device_has_a_name():
     name = measure.device_name(torch.device("cpu"))
-    assert name.endswith(f"({torch.get_num_threads()} threads)") and len(name) > 15
+    threads = torch.get_num_threads()
+    assert name.endswith(f"({threads} thread{'s' * (threads > 1)})") and len(name) > 15

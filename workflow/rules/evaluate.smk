@@ -12,6 +12,8 @@ rule evaluate:
         f"{HOME}/logs/evaluate/{{run}}-{{seed}}.log",
     benchmark:
         f"{HOME}/benchmarks/evaluate/{{run}}-{{seed}}.jsonl"
+    # Latency is among the numbers: nothing else runs beside it.
+    threads: workflow.cores or 1
     params:
         depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
         options=OPTIONS,
