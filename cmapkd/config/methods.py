@@ -94,6 +94,25 @@ class KDConfig(MethodConfig):
     )
 
 
+class CLIPKDConfig(MethodConfig):
+    """CLIP-KD (Yang et al., CVPR 2024): feature, relation and interactive contrastive distillation of CLIP's embeddings."""
+
+    method: Literal["clip_kd"] = "clip_kd"
+    crd_weight: float = Field(1.0, ge=0, description="contrastive relational distillation: KL of the image-text logits")
+    icl_weight: float = Field(1.0, ge=0, description="interactive contrastive learning: student rows against teacher columns")
+    fd_weight: float = Field(2000.0, ge=0, description="feature distillation: mean squared error of projected embeddings")
+    gd_weight: float = Field(
+        0.0,
+        ge=0,
+        description="gradient distillation: mean squared error of contrastive gradients; the paper uses 1e8, 0 is off",
+    )
+    afd_weight: float = Field(
+        0.0,
+        ge=0,
+        description="augmented feature distillation: contrastive loss of fused embeddings; the paper uses 1, 0 is off",
+    )
+
+
 class CMAPKDWeights(Config):
     """Weights of the loss families."""
 
@@ -183,4 +202,4 @@ class CMAPKDConfig(MethodConfig):
         return self
 
 
-AnyMethod = Annotated[ScratchConfig | KDConfig | CMAPKDConfig, PydanticField(discriminator="method")]
+AnyMethod = Annotated[ScratchConfig | KDConfig | CLIPKDConfig | CMAPKDConfig, PydanticField(discriminator="method")]

@@ -55,12 +55,15 @@ class TowerOutputs:
 
 @dataclass(frozen=True)
 class TapShapes:
-    """Widths and the image grid of a model's taps: what a pyramid needs to be built for it."""
+    """Widths, depths and the image grid of a model: what modules beside it need to be built for it."""
 
     image_width: int
     text_width: int
     grid: tuple[int, int]
     context_length: int
+    embedding: int
+    image_depth: int
+    text_depth: int
 
 
 def quarter_depths(depth: int) -> tuple[int, int, int, int]:
@@ -174,11 +177,8 @@ class Tapped(nn.Module):
         self.model = model
         self._image_indices = list(quarter_depths(_vision_depth(model)))
         self._hugging_face = not _has_resblocks(_text_tower(model))
-        if self._hugging_face:
-            depth = int(_text_tower(model).config.num_hidden_layers)
-            self._text_indices = list(quarter_depths(depth))
-        else:
-            self._text_indices = list(quarter_depths(len(_text_blocks(model))))
+        self._text_depth = int(_text_tower(model).config.num_hidden_layers) if self._hugging_face else len(_text_blocks(model))
+        self._text_indices = list(quarter_depths(self._text_depth))
 
     def forward(self, images: Tensor, tokens: Tensor, taps: bool = True) -> TowerOutputs:
         """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N)."""
@@ -225,7 +225,9 @@ class Tapped(nn.Module):
         patch = visual.patch_size if isinstance(visual.patch_size, tuple) else (visual.patch_size, visual.patch_size)
         width = int(text.config.hidden_size) if self._hugging_face else int(_text_blocks(self.model)[0].attn.embed_dim)
         context = int(getattr(self.model, "context_length", 77) or 77)
-        return TapShapes(int(visual.transformer.width), width, (size[0] // patch[0], size[1] // patch[1]), context)
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        depths = _vision_depth(self.model), self._text_depth
+        return TapShapes(int(visual.transformer.width), width, grid, context, int(visual.output_dim), *depths)
 
 
 def _vision_depth(model: Any) -> int:

@@ -78,7 +78,22 @@ class Objective(nn.Module):
         """
         return "heads"
 
+    def logit_scales(self) -> tuple[nn.Parameter, ...]:
+        """Scales of this objective's own, as logarithms; like the model's, they are clamped to ln 100 after every step."""
+        return ()
+
 
 def embeddings(student: TowerOutputs) -> Representations:
     """Representations that every method with a task loss needs. The scale is repeated so that it is batch-first too."""
     return {"image": student.image, "text": student.text, "logit_scale": student.logit_scale.expand(len(student.image))}
+
+
+def both_embeddings(student: TowerOutputs, teacher: TeacherOutputs) -> Representations:
+    """Representations that every method needs which compares logits with the teacher's."""
+    towers = teacher.towers
+    return {
+        **embeddings(student),
+        "teacher_image": towers.image,
+        "teacher_text": towers.text,
+        "teacher_logit_scale": towers.logit_scale.expand(len(towers.image)),
+    }

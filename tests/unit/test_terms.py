@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import reference
+import reference_methods
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -16,7 +17,7 @@ from open_clip.loss import ClipLoss, DistillClipLoss
 from torch import Tensor
 
 from cmapkd.models.pyramid import LANGUAGE, VISUAL
-from cmapkd.objectives.terms import alignment, contrastive, intra, relation
+from cmapkd.objectives.terms import alignment, contrastive, gradients, intra, relation
 
 NAMES = ("pooled", "language", "visual_as_language", "language_as_visual")
 batches = st.integers(1, 6)
@@ -30,6 +31,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
     return F.normalize(normal(*shape, seed=seed), dim=-1)
+
+
+def units(features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Two modalities' embeddings, normalised."""
+    return F.normalize(features[0], dim=-1), F.normalize(features[1], dim=-1)
 
 
 def pyramid(batch: int, visual: int, language: int, channels: int = 5, text: int = 7, seed: int = 0) -> tuple[Tensor, ...]:
@@ -90,6 +96,23 @@ def test_row_kl_keeps_leading_dimensions() -> None:
     found = contrastive.row_kl(p, q)
     assert found.shape == (2, 3)
     assert float(found[1, 2]) == pytest.approx(reference.row_kl(p[1, 2].numpy(), q[1, 2].numpy()))
+
+
+@given(batch=batches, width=st.integers(1, 6), scale=st.floats(0.1, 100), teacher_scale=st.floats(0.1, 100), seed=seeds)
+def test_gradient_distillation_is_the_formula(batch: int, width: int, scale: float, teacher_scale: float, seed: int) -> None:
+    v, t, big_v, big_t = (unit(batch, width, seed=seed + place) for place in range(4))
+    found = float(gradients.gradient_distillation((v, t), (big_v, big_t), scale, teacher_scale))
+    numbers = [value.numpy() for value in (v, t, big_v, big_t)]
+    expected = reference_methods.gradient_distillation(*numbers[:2], scale, *numbers[2:], teacher_scale)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@given(batch=batches, width=st.integers(1, 6), scale=st.floats(0.1, 100), seed=seeds)
+def test_contrastive_gradients_are_those_of_autograd(batch: int, width: int, scale: float, seed: int) -> None:
+    rows, columns = unit(batch, width, seed=seed).requires_grad_(), unit(batch, width, seed=seed + 1).requires_grad_()
+    expected = torch.autograd.grad(contrastive.diagonal_cross_entropy(rows, columns, scale), (rows, columns))
+    for ours, theirs in zip(gradients.contrastive_gradients(rows, columns, scale), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
 
 
 # --- intra-modal -----------------------------------------------------------------------------------------------------
@@ -245,6 +268,12 @@ TERMS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple
     ),
     "sample_relation": (lambda s, t: relation.sample_relation(s[0], t[0]), ((5,),), ((3,),)),
     "layer_relation": (lambda s, t: relation.layer_relation(s[0], t[0]), ((4, 5),), ((4, 6),)),
+    "gradient_distillation": (
+        lambda s, t: gradients.gradient_distillation(units(s), units(t), 4.0, 9.0), ((5,), (5,)), ((5,), (5,)),
+    ),
+    "distil_logits": (
+        lambda s, t: contrastive.distil_logits(contrastive.row_kl, units(s), units(t), 4.0, 9.0), ((5,), (5,)), ((3,), (3,)),
+    ),
 }  # fmt: skip
 
 

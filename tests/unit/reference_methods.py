@@ -1,0 +1,53 @@
+"""Formulas of the compared methods written a second time, in plain NumPy float64 and with loops (see `reference.py`)."""
+
+from __future__ import annotations
+
+import numpy as np
+from reference import Array, info_nce, row_kl, softmax
+
+# --- CLIP-KD ---------------------------------------------------------------------------------------------------------
+
+
+def both_ways_kl(v: Array, t: Array, scale: float, teacher_v: Array, teacher_t: Array, teacher_scale: float) -> float:
+    """1/2 [KL(sm Z* || sm Z) + the same on transposes]."""
+    z, z_star = scale * v @ t.T, teacher_scale * teacher_v @ teacher_t.T
+    return (row_kl(z_star, z) + row_kl(z_star.T, z.T)) / 2
+
+
+def interactive(v: Array, t: Array, teacher_v: Array, teacher_t: Array, scale: float) -> float:
+    """1/2 [CE(c v' T^T) + CE(c t' V^T)]."""
+    total = 0.0
+    for rows, columns in ((v, teacher_t), (t, teacher_v)):
+        for i, row in enumerate(rows):
+            total -= np.log(softmax(scale * columns @ row)[i])
+    return float(total / len(v) / 2)
+
+
+def contrastive_gradients(p: Array, k: Array, scale: float) -> tuple[Array, Array]:
+    """(P - I) k s / B and (P - I)^T p s / B."""
+    share = np.stack([softmax(row) for row in scale * p @ k.T]) - np.eye(len(p))
+    return share @ k * scale / len(p), share.T @ p * scale / len(p)
+
+
+def gradient_distillation(v: Array, t: Array, scale: float, teacher_v: Array, teacher_t: Array, teacher_scale: float) -> float:
+    total = 0.0
+    for ours, theirs in (((v, t), (teacher_v, teacher_t)), ((t, v), (teacher_t, teacher_v))):
+        pairs = zip(contrastive_gradients(*ours, scale), contrastive_gradients(*theirs, teacher_scale), strict=True)
+        total += sum(float(((a - b) ** 2).mean()) for a, b in pairs)
+    return total
+
+
+def clip_kd(r: dict[str, Array], weights: dict[str, float], cross: float, fusion: float) -> dict[str, float]:
+    """All terms and their weighted sum, from a method's representations."""
+    scale, teacher_scale = r["logit_scale"][0], r["teacher_logit_scale"][0]
+    v, t, big_v, big_t = (r[name] for name in ("image", "text", "teacher_image", "teacher_text"))
+    own_v, own_t = r["projected_image"], r["projected_text"]
+    terms = {
+        "task": info_nce(v, t, scale),
+        "crd": both_ways_kl(v, t, scale, big_v, big_t, teacher_scale),
+        "icl": interactive(own_v, own_t, big_v, big_t, cross),
+        "fd": float(((own_v - big_v) ** 2).mean() + ((own_t - big_t) ** 2).mean()),
+        "gd": gradient_distillation(own_v, own_t, scale, big_v, big_t, teacher_scale),
+        "afd": info_nce(r["fused_image"], r["fused_text"], fusion),
+    }
+    return {**terms, "total": sum(weights[name] * value for name, value in terms.items())}
