@@ -55,6 +55,7 @@ class MethodConfig(Config):
 
     uses_teacher: ClassVar[bool] = True
     uses_pyramid: ClassVar[bool] = False
+    stage_names: ClassVar[tuple[str, ...]] = ()  # stages that the method tells apart by name; empty: any name, all alike
 
     def stages(self, schedule: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
         """The stages this run goes through, with the run's own differences worked into them."""
@@ -92,6 +93,28 @@ class KDConfig(MethodConfig):
     teacher_scale: float | None = Field(
         None, gt=0, description="logit scale applied to the teacher's cosine similarities; null: the teacher's own"
     )
+
+
+class FitNetConfig(MethodConfig):
+    """FitNet (Romero et al., ICLR 2015): first the lower half of the student follows a hint of the teacher, then KD."""
+
+    method: Literal["fitnet"] = "fitnet"
+    schedule: str = Field("fitnet", description="name of one of the experiment's `schedules`; stages `hint` and `kd`")
+    hint_weight: float = Field(100.0, gt=0, description="weight of the hint losses (stage `hint`)")
+    weight: float = Field(1.0, ge=0, description="weight of the distillation term beside the task loss (stage `kd`)")
+    temperature: float = Field(
+        1.0, gt=0, description="divides the logits of both models; the term is multiplied by its square (stage `kd`)"
+    )
+    teacher_scale: float | None = Field(
+        None, gt=0, description="logit scale applied to the teacher's cosine similarities; null: the teacher's own (stage `kd`)"
+    )
+
+    stage_names: ClassVar[tuple[str, ...]] = ("hint", "kd")
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        options = super().stage_options(stage)
+        names = {"method", "hint_weight"} if stage.name == "hint" else set(options) - {"hint_weight"}
+        return {name: options[name] for name in options if name in names}
 
 
 class CLIPKDConfig(MethodConfig):
@@ -202,4 +225,6 @@ class CMAPKDConfig(MethodConfig):
         return self
 
 
-AnyMethod = Annotated[ScratchConfig | KDConfig | CLIPKDConfig | CMAPKDConfig, PydanticField(discriminator="method")]
+AnyMethod = Annotated[
+    ScratchConfig | KDConfig | FitNetConfig | CLIPKDConfig | CMAPKDConfig, PydanticField(discriminator="method")
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,18 @@ def quarter_depths(depth: int) -> tuple[int, int, int, int]:
         )
     first, second, third = (round(depth * quarter / 4) - 1 for quarter in (1, 2, 3))
     return first, second, third, depth - 1
+
+
+_INPUT = {"conv1", "class_embedding", "positional_embedding", "ln_pre", "token_embedding", "embeddings"}  # before the blocks
+
+
+def precedes(parameter: str, quarter: int, shapes: TapShapes) -> bool:
+    """Whether a parameter of an open_clip model, by its name, takes part in the tap of a quarter depth (0 to 3)."""
+    parts = parameter.split(".")
+    block = re.search(r"\.(?:resblocks|layers?)\.(\d+)\.", parameter)
+    if block is None:
+        return not _INPUT.isdisjoint(parts)
+    return int(block[1]) <= quarter_depths(shapes.image_depth if "visual" in parts else shapes.text_depth)[quarter]
 
 
 def create(name: str, config: Mapping[str, Any] | None, init: str) -> nn.Module:

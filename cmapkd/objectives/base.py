@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -56,7 +56,7 @@ class Surroundings:
 class Objective(nn.Module):
     """Base of every objective; see the module header."""
 
-    needs_taps: ClassVar[bool] = False  # whether the models must return the outputs of their blocks
+    needs_taps: bool = False  # whether the models must return the outputs of their blocks
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__()
@@ -77,6 +77,10 @@ class Objective(nn.Module):
         decay, as the engine gives every trained parameter one.
         """
         return "heads"
+
+    def group_of_model(self, parameter: str) -> str:
+        """The group that a parameter of the model belongs to; ``unused`` as in `group_of`."""
+        return "student"
 
     def logit_scales(self) -> tuple[nn.Parameter, ...]:
         """Scales of this objective's own, as logarithms; like the model's, they are clamped to ln 100 after every step."""

@@ -51,3 +51,39 @@ def clip_kd(r: dict[str, Array], weights: dict[str, float], cross: float, fusion
         "afd": info_nce(r["fused_image"], r["fused_text"], fusion),
     }
     return {**terms, "total": sum(weights[name] * value for name, value in terms.items())}
+
+
+# --- FitNet ----------------------------------------------------------------------------------------------------------
+
+
+def normed(x: Array) -> Array:
+    """Mean 0 and variance 1 over the last axis; 1e-5 as in every layer norm."""
+    return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+
+
+def bilinear(maps: Array, height: int, width: int) -> Array:
+    """Resize (h, w, C), sample points at the middle of pixels, the border repeated."""
+
+    def weights(size: int, target: int) -> Array:
+        matrix = np.zeros((target, size))
+        for i in range(target):
+            place = max((i + 0.5) * size / target - 0.5, 0.0)
+            low = min(int(place), size - 1)
+            high, share = min(low + 1, size - 1), place - low
+            matrix[i, low] += 1 - share
+            matrix[i, high] += share
+        return matrix
+
+    return np.einsum("ih,jw,hwc->ijc", weights(maps.shape[0], height), weights(maps.shape[1], width), maps)
+
+
+def image_hint(student: Array, teacher: Array, weight: Array, bias: Array) -> float:
+    """One sample, maps (h, w, C) and (H, W, C')."""
+    guided = bilinear(normed(student) @ weight.T + bias, *teacher.shape[:2])
+    return float(((guided - normed(teacher)) ** 2).mean())
+
+
+def text_hint(student: Array, teacher: Array, weight: Array, bias: Array, length: int) -> float:
+    """One caption, tokens (N, D) and (N, D'), of which the first ``length`` count."""
+    guided = normed(student[:length]) @ weight.T + bias
+    return float(((guided - normed(teacher[:length])) ** 2).mean())

@@ -36,14 +36,10 @@ from cmapkd.plan import make_plan
         ),
         ({"evaluation__vqa": {"train": "pictures/train", "test": ["pictures/train"], "epoch": 1}}, "did you mean 'epochs'?"),
         # misspelt names
-        (
-            {"runs__KD__method": "relational"},
-            "runs.KD.method = 'relational': not one of scratch, kd, clip_kd, cmapkd; known: clip_kd, cmapkd, kd, scratch",
-        ),
-        (
-            {"runs__KD__method": "cmapdk"},
-            "runs.KD.method = 'cmapdk': not one of scratch, kd, clip_kd, cmapkd; did you mean 'cmapkd'?",
-        ),
+        ({"runs__KD__method": "relational"}, "runs.KD.method = 'relational': not one of scratch, kd, "),
+        ({"runs__KD__method": "relational"}, "; known: "),
+        ({"runs__KD__method": "cmapdk"}, "runs.KD.method = 'cmapdk': not one of scratch, kd, "),
+        ({"runs__KD__method": "cmapdk"}, "; did you mean 'cmapkd'?"),
         ({"datasets__pictures__source": "emoji"}, "datasets.pictures.source = 'emoji': not one of"),
         ({"datasets__pictures__source": "emoji"}, "did you mean 'emoji_scenes'?"),
         (

@@ -24,6 +24,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "kd with a scale of its own for the teacher": ("kd", {}, {"teacher_scale": 25.0}),
     "clip_kd": ("clip_kd", {}, {"fd_weight": 20.0}),  # at 2000, 1e-5 is below the rounding of the gradients
     "clip_kd with every term": ("clip_kd", {}, {"gd_weight": 0.1, "afd_weight": 1.0, "fd_weight": 20.0}),
+    "fitnet hint": ("fitnet", {"name": "hint"}, {"hint_weight": 10.0}),
+    "fitnet kd": ("fitnet", {"name": "kd"}, {}),
     "teacher_pyramid": ("teacher_pyramid", {"trains": ("pyramid",)}, {}),
     "cmapkd uniform, top level": ("cmapkd", {"levels": 1}, {}),
     "cmapkd manual, two levels": ("cmapkd", {"levels": 2, "policy": "manual"}, {}),
@@ -53,6 +55,7 @@ STEPS = 3
 THROUGH_DEEPSPEED = (
     "kd",
     "clip_kd with every term",
+    "fitnet hint",
     "teacher_pyramid",
     "cmapkd uniform, top level",
     "cmapkd alsn, learned alpha",

@@ -11,9 +11,13 @@ import reference
 import reference_methods
 import tiny
 import torch
+from config_examples import experiment, refusal
 from torch import Tensor
 
+from cmapkd.config import parse_experiment
+from cmapkd.models import towers
 from cmapkd.objectives.base import Representations, Terms
+from cmapkd.plan import make_plan
 from cmapkd.training.stages import Distillation, Teacher
 
 
@@ -44,7 +48,8 @@ def module_names(module: Distillation) -> set[str]:
 
 # --- all -------------------------------------------------------------------------------------------------------------
 
-COMPARED = ("clip_kd",)
+COMPARED = ("clip_kd", "fitnet")
+HINT = tiny.stage(name="hint")
 
 
 @pytest.mark.parametrize("method", COMPARED)
@@ -140,3 +145,109 @@ def test_scales_of_an_objective_are_clamped_too(one_rank: None) -> None:
     pictures, captions = batch(4)
     engine.step({"image": pictures, "text": captions}, 0)
     assert [float(scale.detach().exp()) for scale in module.objective.logit_scales()] == pytest.approx([100, 100])
+
+
+# --- FitNet ----------------------------------------------------------------------------------------------------------
+
+
+def test_fitnets_hint_is_its_formula() -> None:
+    """Grids of 3 x 3 and 6 x 6, widths 32 and 48, captions of several lengths."""
+    module, teacher = tiny.setup("fitnet", HINT, hint_weight=10.0)
+    objective: Any = module.objective
+    pictures, captions = batch()
+    terms = objective.combine(represented(module, teacher))
+    with torch.no_grad():
+        ours, theirs = module.model(pictures, captions), teacher(pictures, captions).towers  # type: ignore[misc]
+    image, text = [], []
+    for row in range(len(captions)):
+        maps = [of.image_taps[1][row].permute(1, 2, 0).double().numpy() for of in (ours, theirs)]
+        tokens = [of.text_taps[1][row].double().numpy() for of in (ours, theirs)]
+        heads = [(h.weight.detach().double().numpy(), h.bias.detach().double().numpy()) for h in objective.regress.values()]
+        length = int(captions[row].argmax()) + 1
+        image.append(reference_methods.image_hint(*maps, *heads[0]))
+        text.append(reference_methods.text_hint(*tokens, *heads[1], length))
+    expected = {"hint_image": np.mean(image), "hint_text": np.mean(text)}
+    assert len({int(caption.argmax()) for caption in captions}) > 2
+    for name, value in expected.items():
+        assert float(terms.parts[name]) == pytest.approx(float(value), rel=1e-5)
+    assert float(terms.total.detach()) == pytest.approx(10 * sum(map(float, expected.values())), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 3.0, "weight": 0.5}, {"teacher_scale": 25.0}], ids=str)
+def test_fitnets_second_stage_is_kd_without_a_regressor(options: dict[str, Any]) -> None:
+    module, teacher = tiny.setup("fitnet", tiny.stage(name="kd"), **options)
+    kd, _ = tiny.setup("kd", tiny.stage(), **options)
+    assert not module_names(module)
+    ours, theirs = (of.objective.combine(represented(of, teacher)) for of in (module, kd))
+    assert_terms(ours, {name: float(value) for name, value in {**theirs.parts, "total": theirs.total.detach()}.items()})
+
+
+def test_a_hint_does_not_see_what_follows_the_end_of_text() -> None:
+    module, teacher = tiny.setup("fitnet", HINT)
+    pictures, captions = batch(4)
+    before = module.represent(pictures, captions, tiny.teach(teacher, pictures, captions))
+    end = captions.argmax(dim=1)
+    for row, place in zip(captions, end, strict=True):
+        row[place + 1 :] = 7  # words instead of padding
+    after = module.represent(pictures, captions, tiny.teach(teacher, pictures, captions))
+    assert bool((captions == 7).any())
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_hints_are_finite_for_the_smallest_batches_and_a_caption_of_padding(count: int) -> None:
+    module, teacher = tiny.setup("fitnet", HINT)
+    pictures, captions = batch(count)
+    captions[0] = 0
+    terms = module(pictures, captions, tiny.teach(teacher, pictures, captions))
+    terms.total.backward()
+    assert bool(torch.isfinite(terms.total))
+    assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("custom_text", [False, True])
+@pytest.mark.parametrize("quarter", range(4))
+def test_what_precedes_a_tap_is_what_its_gradient_reaches(quarter: int, custom_text: bool) -> None:
+    model = tiny.model(0, "tiny-deep", layers=8, custom_text=custom_text)
+    outputs = model(*batch(3))
+    (outputs.image_taps[quarter].square().sum() + outputs.text_taps[quarter].square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert towers.precedes(name, quarter, model.shapes()) == (parameter.grad is not None), name
+
+
+def test_the_hint_guides_the_lower_half_and_leaves_the_rest_alone() -> None:
+    module, _ = tiny.setup("fitnet", HINT)
+    guided = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert {"objective.regress.image.weight", "model.model.visual.transformer.resblocks.1.mlp.c_fc.weight"} <= guided
+    assert "model.model.token_embedding.weight" in guided
+    for name in ("visual.transformer.resblocks.2.mlp.c_fc.weight", "visual.proj", "ln_final.weight", "logit_scale"):
+        assert f"model.model.{name}" not in guided
+
+
+def test_hints_can_be_learned() -> None:
+    module, teacher = tiny.setup("fitnet", HINT)
+    pictures, captions = batch(8)
+    outputs = tiny.teach(teacher, pictures, captions)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(120):
+        terms = module(pictures, captions, outputs)
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+        losses.append(float(terms.total.detach()))
+    assert losses[-1] < losses[0] / 3
+
+
+def test_options_of_one_stage_do_not_set_the_other_apart() -> None:
+    runs = {"A": {"method": "fitnet"}, "B": {"base": "A", "weight": 2.0}, "C": {"base": "A", "hint_weight": 1.0}}
+    first, second, third = (run.stages for run in make_plan(parse_experiment(experiment(runs=runs))).runs)
+    assert first[0] == second[0] != third[0]  # what bears on KD does not bear on the hint
+    assert len({first[1], second[1], third[1]}) == 3
+
+
+@pytest.mark.parametrize("method", ["fitnet"])
+def test_a_method_with_stages_of_its_own_refuses_others(method: str) -> None:
+    known = ", ".join(tiny.METHODS[method].stage_names)
+    message = refusal(experiment(runs={"A": {"method": method, "schedule": "standard"}}))
+    assert f"runs.A.schedule = 'standard' has a stage 'train'; stages of this method are named {known}" in message

@@ -280,11 +280,14 @@ STAGES: dict[str, list[dict[str, Any]]] = {
         {"trains": ("pyramid",)},
     ],
     "teacher_pyramid": [{"trains": ("pyramid",)}],
+    "fitnet": [{"name": "hint", "trains": ("student", "heads")}, {"name": "kd", "trains": ("student", "heads")}],
 }
 CASES = [(method, of) for method in objectives.known() for of in STAGES.get(method, [{"trains": ("student", "heads")}])]
 
 
-@pytest.mark.parametrize(("method", "of"), CASES, ids=[f"{method}-{'+'.join(of['trains'])}" for method, of in CASES])
+@pytest.mark.parametrize(
+    ("method", "of"), CASES, ids=[f"{method}-{of.get('name', '')}-{'+'.join(of['trains'])}" for method, of in CASES]
+)
 def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(
     method: str, of: dict[str, Any], one_rank: None
 ) -> None:

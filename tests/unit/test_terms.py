@@ -17,7 +17,7 @@ from open_clip.loss import ClipLoss, DistillClipLoss
 from torch import Tensor
 
 from cmapkd.models.pyramid import LANGUAGE, VISUAL
-from cmapkd.objectives.terms import alignment, contrastive, gradients, intra, relation
+from cmapkd.objectives.terms import alignment, contrastive, features, gradients, intra, relation
 
 NAMES = ("pooled", "language", "visual_as_language", "language_as_visual")
 batches = st.integers(1, 6)
@@ -36,6 +36,11 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 def units(features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Two modalities' embeddings, normalised."""
     return F.normalize(features[0], dim=-1), F.normalize(features[1], dim=-1)
+
+
+def of_channels(maps: Tensor) -> Tensor:
+    """Maps (B, C, h, w) normalised over channels."""
+    return features.normed(maps.movedim(1, -1)).movedim(-1, 1)
 
 
 def pyramid(batch: int, visual: int, language: int, channels: int = 5, text: int = 7, seed: int = 0) -> tuple[Tensor, ...]:
@@ -173,6 +178,33 @@ def test_uniform_weights_of_equal_distances_give_a_quarter_of_them() -> None:
         assert float(intra.weighted(torch.full((3, count), 2.0), torch.full((3, count), 1 / count))) == pytest.approx(0.5)
 
 
+# --- features --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    batch=st.integers(1, 3), channels=st.integers(1, 6), ours=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    theirs=st.tuples(st.integers(1, 7), st.integers(1, 7)), seed=seeds,
+)  # fmt: skip
+def test_map_regression_is_the_formula(
+    batch: int, channels: int, ours: tuple[int, int], theirs: tuple[int, int], seed: int
+) -> None:
+    student, teacher = normal(batch, channels, *ours, seed=seed), normal(batch, channels, *theirs, seed=seed + 1)
+    pairs = zip(student.movedim(1, -1).numpy(), teacher.movedim(1, -1).numpy(), strict=True)
+    expected = [((reference_methods.bilinear(s, *theirs) - t) ** 2).mean() for s, t in pairs]
+    np.testing.assert_allclose(features.map_regression(student, teacher).numpy(), expected, atol=1e-10)
+
+
+@given(batch=batches, length=st.integers(1, 6), channels=st.integers(1, 5), seed=seeds)
+def test_token_regression_is_over_the_positions_of_the_mask(batch: int, length: int, channels: int, seed: int) -> None:
+    student, teacher = normal(batch, length, channels, seed=seed), normal(batch, length, channels, seed=seed + 1)
+    mask = normal(batch, length, seed=seed + 2) > 0
+    found = features.token_regression(student, teacher, mask)
+    for row in range(batch):
+        squares = [float((student[row, i] - teacher[row, i]).square().mean()) for i in range(length) if mask[row, i]]
+        assert float(found[row]) == pytest.approx(np.mean(squares) if squares else 0.0, abs=1e-12)
+    np.testing.assert_allclose(features.normed(student).numpy(), reference_methods.normed(student.numpy()), atol=1e-12)
+
+
 # --- alignment -------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +302,13 @@ TERMS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple
     "layer_relation": (lambda s, t: relation.layer_relation(s[0], t[0]), ((4, 5),), ((4, 6),)),
     "gradient_distillation": (
         lambda s, t: gradients.gradient_distillation(units(s), units(t), 4.0, 9.0), ((5,), (5,)), ((5,), (5,)),
+    ),
+    "map_regression": (
+        lambda s, t: features.map_regression(of_channels(s[0]), of_channels(t[0])).mean(), ((4, 3, 3),), ((4, 5, 6),),
+    ),
+    "token_regression": (
+        lambda s, t: features.token_regression(features.normed(s[0]), features.normed(t[0]), torch.arange(3) < 2).mean(),
+        ((3, 6),), ((3, 6),),
     ),
     "distil_logits": (
         lambda s, t: contrastive.distil_logits(contrastive.row_kl, units(s), units(t), 4.0, 9.0), ((5,), (5,)), ((3,), (3,)),
