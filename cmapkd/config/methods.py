@@ -117,6 +117,21 @@ class FitNetConfig(MethodConfig):
         return {name: options[name] for name in options if name in names}
 
 
+class C2KDConfig(MethodConfig):
+    """C2KD (Huo et al., CVPR 2024): cross-modal distillation through proxies, of samples whose rankings agree."""
+
+    method: Literal["c2kd"] = "c2kd"
+    proxy_weight: float = Field(1.0, gt=0, description="distillation between each model and its proxy")
+    selection_weight: float = Field(1.0, ge=0, description="distillation between the proxies of the samples that are selected")
+    temperature: float = Field(1.0, gt=0, description="divides all logits of these terms, which are multiplied by its square")
+    candidates: int = Field(
+        32,
+        ge=2,
+        unit="candidates",
+        description="the teacher proxy's best candidates, whose ranking by both proxies is compared",
+    )
+
+
 class CLIPKDConfig(MethodConfig):
     """CLIP-KD (Yang et al., CVPR 2024): feature, relation and interactive contrastive distillation of CLIP's embeddings."""
 
@@ -226,5 +241,5 @@ class CMAPKDConfig(MethodConfig):
 
 
 AnyMethod = Annotated[
-    ScratchConfig | KDConfig | FitNetConfig | CLIPKDConfig | CMAPKDConfig, PydanticField(discriminator="method")
+    ScratchConfig | KDConfig | FitNetConfig | C2KDConfig | CLIPKDConfig | CMAPKDConfig, PydanticField(discriminator="method")
 ]

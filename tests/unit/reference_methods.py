@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from reference import Array, info_nce, row_kl, softmax
+from scipy.stats import kendalltau
 
 # --- CLIP-KD ---------------------------------------------------------------------------------------------------------
 
@@ -87,3 +88,42 @@ def text_hint(student: Array, teacher: Array, weight: Array, bias: Array, length
     """One caption, tokens (N, D) and (N, D'), of which the first ``length`` count."""
     guided = normed(student[:length]) @ weight.T + bias
     return float(((guided - normed(teacher[:length])) ** 2).mean())
+
+
+# --- C2KD ------------------------------------------------------------------------------------------------------------
+
+
+def kl(p: Array, q: Array) -> float:
+    """KL(softmax(p) || softmax(q)) of two rows of logits."""
+    a, b = softmax(p), softmax(q)
+    return float((a * np.log(a / b)).sum())
+
+
+def agree(teacher: Array, student: Array, candidates: int) -> bool:
+    """Whether SciPy's Kendall correlation over the teacher's best candidates is above zero; undefined is not."""
+    best = np.argsort(-teacher)[:candidates]
+    return len(best) > 1 and bool(kendalltau(teacher[best], student[best]).statistic > 0)
+
+
+def c2kd(r: dict[str, Array], options: dict[str, float]) -> dict[str, float]:
+    """All terms and their weighted sum, from a method's representations."""
+    s, big_s, temperature = r["logit_scale"][0], r["teacher_logit_scale"][0], options["temperature"]
+    terms = dict.fromkeys(("teacher_proxy", "student_proxy", "to_student", "to_teacher", "selected"), 0.0)
+    count = len(r["image"])
+    for theirs, ours in (("text", "image"), ("image", "text")):
+        for i in range(count):
+            t = big_s * r[f"teacher_{ours}"] @ r[f"teacher_{theirs}"][i] / temperature
+            t_proxy = big_s * r[f"teacher_{ours}"] @ r[f"proxy_teacher_{theirs}"][i] / temperature
+            own = s * r[theirs] @ r[ours][i] / temperature
+            own_proxy = s * r[theirs] @ r[f"proxy_student_{ours}"][i] / temperature
+            terms["teacher_proxy"] += kl(t, t_proxy) / count / 2
+            terms["student_proxy"] += (kl(own, own_proxy) + kl(own_proxy, own)) / count / 2
+            if agree(t_proxy, own_proxy, int(options["candidates"])):
+                a, b = np.delete(t_proxy, i), np.delete(own_proxy, i)
+                terms["to_student"] += kl(a, b) / count / 2
+                terms["to_teacher"] += kl(b, a) / count / 2
+                terms["selected"] += 1 / count / 2
+    task = info_nce(r["image"], r["text"], s)
+    proxies = options["proxy_weight"] * (terms["teacher_proxy"] + terms["student_proxy"])
+    selected = options["selection_weight"] * (terms["to_student"] + terms["to_teacher"])
+    return {"task": task, **terms, "total": task + temperature**2 * (proxies + selected)}

@@ -48,7 +48,7 @@ def module_names(module: Distillation) -> set[str]:
 
 # --- all -------------------------------------------------------------------------------------------------------------
 
-COMPARED = ("clip_kd", "fitnet")
+COMPARED = ("clip_kd", "fitnet", "c2kd")
 HINT = tiny.stage(name="hint")
 
 
@@ -251,3 +251,37 @@ def test_a_method_with_stages_of_its_own_refuses_others(method: str) -> None:
     known = ", ".join(tiny.METHODS[method].stage_names)
     message = refusal(experiment(runs={"A": {"method": method, "schedule": "standard"}}))
     assert f"runs.A.schedule = 'standard' has a stage 'train'; stages of this method are named {known}" in message
+
+
+# --- C2KD ------------------------------------------------------------------------------------------------------------
+
+C2KD = {"proxy_weight": 0.7, "selection_weight": 1.3, "temperature": 2.0, "candidates": 4}
+
+
+@pytest.mark.parametrize(("count", "candidates"), [(1, 32), (2, 32), (6, 4), (9, 32)])
+def test_c2kd_is_its_formula(count: int, candidates: int) -> None:
+    options = {**C2KD, "candidates": candidates}
+    module, teacher = tiny.setup("c2kd", tiny.stage(), **options)
+    r = represented(module, teacher, count)
+    terms = module.objective.combine(r)
+    assert_terms(terms, reference_methods.c2kd(as_numpy(r), options))
+    assert count < 6 or 0 < float(terms.parts["selected"]) < 1
+
+
+def test_in_c2kd_each_divergence_moves_its_second_argument_alone() -> None:
+    module, _ = tiny.setup("c2kd", tiny.stage())
+    objective: Any = module.objective
+    names = ("teacher", "teacher_proxy", "student", "student_proxy")
+    rows = [torch.randn(5, 5, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in range(4)]
+    moved = {"teacher_proxy": {1}, "student_proxy": {2, 3}, "to_student": {3}, "to_teacher": {1}}
+    for name, of in moved.items():
+        gradients = torch.autograd.grad(objective._one_direction(*rows)[name], rows, allow_unused=True)
+        assert {place for place, value in enumerate(gradients) if value is not None} == of, [names[place] for place in of]
+
+
+def test_c2kd_trains_the_teachers_proxy_and_not_the_teacher() -> None:
+    module, teacher = tiny.setup("c2kd", tiny.stage())
+    module(*batch(), tiny.teach(teacher, *batch())).total.backward()
+    assert teacher is not None and not any(p.requires_grad for p in teacher.parameters())
+    assert module_names(module) == {"student_proxy", "teacher_proxy"}
+    assert all(p.grad is not None and bool(p.grad.any()) for p in module.objective.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss, DistillClipLoss
+from scipy.stats import ConstantInputWarning, kendalltau
 from torch import Tensor
 
 from cmapkd.models.pyramid import LANGUAGE, VISUAL
-from cmapkd.objectives.terms import alignment, contrastive, features, gradients, intra, relation
+from cmapkd.objectives.terms import alignment, contrastive, features, gradients, intra, ranking, relation
 
 NAMES = ("pooled", "language", "visual_as_language", "language_as_visual")
 batches = st.integers(1, 6)
@@ -205,6 +207,45 @@ def test_token_regression_is_over_the_positions_of_the_mask(batch: int, length: 
     np.testing.assert_allclose(features.normed(student).numpy(), reference_methods.normed(student.numpy()), atol=1e-12)
 
 
+# --- ranking ---------------------------------------------------------------------------------------------------------
+
+
+@given(batch=batches, columns=st.integers(2, 40), candidates=st.integers(2, 40), seed=seeds)
+def test_kendall_is_scipys_on_rows_without_ties(batch: int, columns: int, candidates: int, seed: int) -> None:
+    teacher, student = normal(batch, columns, seed=seed), normal(batch, columns, seed=seed + 1)
+    found = ranking.kendall(teacher, student, candidates)
+    for row in range(batch):
+        best = np.argsort(-teacher[row].numpy())[:candidates]
+        expected = kendalltau(teacher[row].numpy()[best], student[row].numpy()[best]).statistic
+        assert float(found[row]) == pytest.approx(expected, abs=1e-12)
+
+
+@given(columns=st.integers(2, 9), values=st.integers(1, 4), seed=seeds)
+def test_with_ties_kendall_selects_what_scipys_does(columns: int, values: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    teacher, student = (torch.randint(values, (6, columns), generator=generator).double() for _ in range(2))
+    found = ranking.kendall(teacher, student, columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        expected = [kendalltau(t.numpy(), s.numpy()).statistic for t, s in zip(teacher, student, strict=True)]
+    assert (found > 0).tolist() == [value > 1e-12 for value in expected]  # an undefined one (NaN) is not selected
+
+
+def test_kendall_in_closed_form() -> None:
+    rows = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    for student, expected in (([8, 6, 4, 2], 1), ([1, 2, 3, 4], -1), ([3, 4, 2, 1], 2 / 3), ([5, 5, 5, 5], 0)):
+        assert float(ranking.kendall(rows, torch.tensor([student], dtype=torch.float32), 9)) == pytest.approx(expected)
+    assert float(ranking.kendall(rows, torch.tensor([[3.0, 4.0, 9.0, 1.0]]), 2)) == -1  # of the teacher's best two alone
+    assert ranking.kendall(rows[:, :1], rows[:, :1], 32).tolist() == [0]  # one candidate has no rank
+
+
+@given(batch=batches, seed=seeds)
+def test_the_target_is_left_out(batch: int, seed: int) -> None:
+    logits = normal(batch, batch, seed=seed)
+    expected = np.stack([np.delete(row, place) for place, row in enumerate(logits.numpy())])
+    np.testing.assert_array_equal(ranking.without_target(logits).numpy(), expected)
+
+
 # --- alignment -------------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +350,12 @@ TERMS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple
     "token_regression": (
         lambda s, t: features.token_regression(features.normed(s[0]), features.normed(t[0]), torch.arange(3) < 2).mean(),
         ((3, 6),), ((3, 6),),
+    ),
+    "selected_kl": (
+        lambda s, t: ranking.selected_kl(
+            4 * contrastive.similarity(*units(t))[0], 9 * contrastive.similarity(*units(s))[0], t[2].sign().clamp(min=0)
+        ),
+        ((5,), (5,)), ((3,), (3,), ()),
     ),
     "distil_logits": (
         lambda s, t: contrastive.distil_logits(contrastive.row_kl, units(s), units(t), 4.0, 9.0), ((5,), (5,)), ((3,), (3,)),

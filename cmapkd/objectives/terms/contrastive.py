@@ -67,5 +67,10 @@ def row_cross_entropy(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
 def row_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """KL(softmax(teacher) || softmax(student)), mean over rows; leading dimensions are kept. (..., b, B) -> (...)"""
+    return kl_of_rows(teacher_logits, student_logits).mean(dim=-1)
+
+
+def kl_of_rows(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)) of each row. (..., B) -> (...)"""
     teacher, student = F.log_softmax(teacher_logits, dim=-1), F.log_softmax(student_logits, dim=-1)
-    return (teacher.exp() * (teacher - student)).sum(dim=-1).mean(dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(dim=-1)
