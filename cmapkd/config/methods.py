@@ -28,7 +28,7 @@ LanguageLevel = Literal["L1", "L2", "L3", "L4"]
 VISUAL_LEVELS: tuple[VisualLevel, ...] = ("P2", "P3", "P4", "P5")
 LANGUAGE_LEVELS: tuple[LanguageLevel, ...] = ("L1", "L2", "L3", "L4")
 Policy = Literal["uniform", "manual", "alsn"]
-Group = Literal["student", "pyramid", "alsn", "heads"]
+Group = Literal["student", "projections", "pyramid", "alsn", "heads"]
 
 
 class StageConfig(Config):
@@ -41,7 +41,10 @@ class StageConfig(Config):
     lr_end: float = Field(
         0.0, ge=0, le=1, unit="share of lr", description="learning rate at the end of the stage's cosine decay"
     )
-    trains: tuple[Group, ...] = Field(("student", "heads"), description="parameter groups that are trained; the rest is frozen")
+    trains: tuple[Group, ...] = Field(
+        ("student", "heads"),
+        description="parameter groups that are trained; the rest is frozen (`projections`: see `llava_kd`)",
+    )
     visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="active levels of the visual pyramid")
     language_levels: tuple[LanguageLevel, ...] = Field(LANGUAGE_LEVELS, description="active levels of the language hierarchy")
     policy: Policy = Field("uniform", description="how the active levels are weighted")
@@ -130,6 +133,24 @@ class C2KDConfig(MethodConfig):
         unit="candidates",
         description="the teacher proxy's best candidates, whose ranking by both proxies is compared",
     )
+
+
+class LLaVAKDConfig(MethodConfig):
+    """LLaVA-KD (Cai et al., ICCV 2025), re-interpreted for a dual encoder: pre-training, fine-tuning and distilled fine-tuning.
+
+    Its stage `dpt` trains the group `projections`, what maps the student's frozen towers to the embeddings, alone.
+    """
+
+    method: Literal["llava_kd"] = "llava_kd"
+    schedule: str = Field("llava_kd", description="name of one of the experiment's `schedules`; stages `dpt`, `sft` and `dft`")
+    answer_weight: float = Field(1.0, ge=0, description="KL of the image-text logits (stages `dpt` and `dft`)")
+    visual_weight: float = Field(1.0, ge=0, description="KL of each patch's logits over captions (stages `dpt` and `dft`)")
+    relation_weight: float = Field(0.5, ge=0, description="distance of the patches' self-similarities (stages `dpt` and `dft`)")
+
+    stage_names: ClassVar[tuple[str, ...]] = ("dpt", "sft", "dft")
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        return {"method": self.method} if stage.name == "sft" else super().stage_options(stage)
 
 
 class CLIPKDConfig(MethodConfig):
@@ -241,5 +262,6 @@ class CMAPKDConfig(MethodConfig):
 
 
 AnyMethod = Annotated[
-    ScratchConfig | KDConfig | FitNetConfig | C2KDConfig | CLIPKDConfig | CMAPKDConfig, PydanticField(discriminator="method")
+    ScratchConfig | KDConfig | FitNetConfig | C2KDConfig | LLaVAKDConfig | CLIPKDConfig | CMAPKDConfig,
+    PydanticField(discriminator="method"),
 ]

@@ -145,6 +145,11 @@ _PAIR, _ALL = ("student", "pyramid"), ("student", "pyramid", "alsn")
 DEFAULT_SCHEDULES: dict[str, tuple[StageConfig, ...]] = {
     "standard": (StageConfig(name="train", epochs=25, lr=5e-5),),
     "fitnet": (StageConfig(name="hint", epochs=5, lr=5e-5), StageConfig(name="kd", epochs=20, lr=5e-5)),
+    "llava_kd": (
+        StageConfig(name="dpt", epochs=5, lr=5e-5, trains=("projections",)),
+        StageConfig(name="sft", epochs=10, lr=5e-5),
+        StageConfig(name="dft", epochs=10, lr=5e-6),
+    ),
     "progressive": (
         _stage("coarse", 5, 5e-5, 1, _PAIR, "uniform"),
         _stage("medium", 5, 3e-5, 2, _PAIR, "uniform"),

@@ -43,6 +43,7 @@ class TowerOutputs:
         text_taps: tokens after the same fractions of the text tower, each (B, N, D); empty without taps.
         text_mask: True where a token is not padding, (B, N); None without taps.
         summary: position of the summary token (end-of-text, or [CLS]), (B,); None without taps.
+        patches: patch tokens of the last block in the space of the embeddings, not normalised, (B, E, g, g); None unless asked.
     """
 
     image: Tensor
@@ -52,6 +53,7 @@ class TowerOutputs:
     text_taps: tuple[Tensor, ...] = ()
     text_mask: Tensor | None = None
     summary: Tensor | None = None
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ def precedes(parameter: str, quarter: int, shapes: TapShapes) -> bool:
     if block is None:
         return not _INPUT.isdisjoint(parts)
     return int(block[1]) <= quarter_depths(shapes.image_depth if "visual" in parts else shapes.text_depth)[quarter]
+
+
+def is_projection(parameter: str) -> bool:
+    """Whether a parameter of an open_clip model, by its name, maps a tower's output to the embedding or scales the logits."""
+    return bool(re.search(r"(^|\.)(visual\.proj|text\.proj|text_projection|logit_scale)(\.|$)", parameter))
 
 
 def create(name: str, config: Mapping[str, Any] | None, init: str) -> nn.Module:
@@ -193,8 +200,8 @@ class Tapped(nn.Module):
         self._text_depth = int(_text_tower(model).config.num_hidden_layers) if self._hugging_face else len(_text_blocks(model))
         self._text_indices = list(quarter_depths(self._text_depth))
 
-    def forward(self, images: Tensor, tokens: Tensor, taps: bool = True) -> TowerOutputs:
-        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N)."""
+    def forward(self, images: Tensor, tokens: Tensor, taps: bool = True, patches: bool = False) -> TowerOutputs:
+        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N); ``patches`` need taps."""
         scale = self.model.logit_scale.exp()
         if not taps:
             return TowerOutputs(
@@ -207,9 +214,23 @@ class Tapped(nn.Module):
             read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
             text, text_taps = read["text_features"], read["text_intermediates"]
             summary, mask = self._summary(tokens)
+        dense = self._project(seen["image_intermediates"][-1]) if patches else None
         return TowerOutputs(
-            seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary
+            seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary, dense
         )
+
+    def _project(self, maps: Tensor) -> Tensor:
+        """What the tower does to its pooled token, done to every patch: final norm and projection. (B, C, g, g) -> (B, E, g, g)
+
+        Raises:
+            UserError: the tower pools by attention, so its projection is not of patches.
+        """
+        visual = self.model.visual
+        if getattr(visual, "attn_pool", None) is not None:
+            reason = "its image tower pools by attention, so single patches have no place among the embeddings"
+            raise UserError(key="model", value=type(self.model).__name__, reason=reason, fix="choose another model or method")
+        patches = visual.ln_post(maps.permute(0, 2, 3, 1))  # (B, g, g, C)
+        return (patches if visual.proj is None else patches @ visual.proj).permute(0, 3, 1, 2)
 
     def _summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Position (B,) of the token that open_clip pools (CLIP: end-of-text), and what of ``tokens`` is no padding (B, N)."""

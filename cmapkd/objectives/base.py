@@ -57,6 +57,8 @@ class Objective(nn.Module):
     """Base of every objective; see the module header."""
 
     needs_taps: bool = False  # whether the models must return the outputs of their blocks
+    needs_patches: bool = False  # whether they must return their patches in the space of the embeddings, too
+    needs_teacher: bool = True  # whether a teacher, where the method has one, must be asked in this stage
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__()

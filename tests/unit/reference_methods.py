@@ -127,3 +127,28 @@ def c2kd(r: dict[str, Array], options: dict[str, float]) -> dict[str, float]:
     proxies = options["proxy_weight"] * (terms["teacher_proxy"] + terms["student_proxy"])
     selected = options["selection_weight"] * (terms["to_student"] + terms["to_teacher"])
     return {"task": task, **terms, "total": task + temperature**2 * (proxies + selected)}
+
+
+# --- LLaVA-KD --------------------------------------------------------------------------------------------------------
+
+
+def patch_relation(student: Array, teacher: Array) -> float:
+    """One image: 1 - cosine of the similarity matrices of its patches, (P, E) and (P, E')."""
+    a, b = (student @ student.T).ravel(), (teacher @ teacher.T).ravel()
+    return float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def llava_kd(r: dict[str, Array], weights: dict[str, float]) -> dict[str, float]:
+    """All terms and their weighted sum, from a method's representations."""
+    s, big_s = r["logit_scale"][0], r["teacher_logit_scale"][0]
+    visual = []
+    for ours, theirs in zip(r["patches"], r["teacher_patches"], strict=True):
+        for p, big_p in zip(ours, theirs, strict=True):
+            visual.append(kl(big_s * r["teacher_text"] @ big_p, s * r["text"] @ p))
+    terms = {
+        "task": info_nce(r["image"], r["text"], s),
+        "answer": both_ways_kl(r["image"], r["text"], s, r["teacher_image"], r["teacher_text"], big_s),
+        "visual": float(np.mean(visual)),
+        "relation": float(np.mean([patch_relation(*pair) for pair in zip(r["patches"], r["teacher_patches"], strict=True)])),
+    }
+    return {**terms, "total": terms["task"] + sum(weight * terms[name] for name, weight in weights.items())}

@@ -15,6 +15,9 @@ from config_examples import experiment, refusal
 from torch import Tensor
 
 from cmapkd.config import parse_experiment
+from cmapkd.config.methods import StageConfig
+from cmapkd.config.schema import DEFAULT_SCHEDULES
+from cmapkd.errors import UserError
 from cmapkd.models import towers
 from cmapkd.objectives.base import Representations, Terms
 from cmapkd.plan import make_plan
@@ -48,7 +51,7 @@ def module_names(module: Distillation) -> set[str]:
 
 # --- all -------------------------------------------------------------------------------------------------------------
 
-COMPARED = ("clip_kd", "fitnet", "c2kd")
+COMPARED = ("clip_kd", "fitnet", "c2kd", "llava_kd")
 HINT = tiny.stage(name="hint")
 
 
@@ -69,7 +72,7 @@ def test_students_of_other_shapes(method: str, shape: dict[str, Any]) -> None:
     of = tiny.stage()
     pupil, above = tiny.model(0, "tiny-other", **shape), tiny.teacher_model()
     module = Distillation(pupil, tiny.objective(method, of, pupil.shapes(), above.shapes()))
-    teacher = Teacher(above, None, of, module.objective.needs_taps)
+    teacher = Teacher(above, None, of, module.objective.needs_taps, module.objective.needs_patches)
     terms = module(*batch(3), teacher(*batch(3)))
     terms.total.backward()
     assert bool(torch.isfinite(terms.total))
@@ -246,7 +249,7 @@ def test_options_of_one_stage_do_not_set_the_other_apart() -> None:
     assert len({first[1], second[1], third[1]}) == 3
 
 
-@pytest.mark.parametrize("method", ["fitnet"])
+@pytest.mark.parametrize("method", ["fitnet", "llava_kd"])
 def test_a_method_with_stages_of_its_own_refuses_others(method: str) -> None:
     known = ", ".join(tiny.METHODS[method].stage_names)
     message = refusal(experiment(runs={"A": {"method": method, "schedule": "standard"}}))
@@ -285,3 +288,88 @@ def test_c2kd_trains_the_teachers_proxy_and_not_the_teacher() -> None:
     assert teacher is not None and not any(p.requires_grad for p in teacher.parameters())
     assert module_names(module) == {"student_proxy", "teacher_proxy"}
     assert all(p.grad is not None and bool(p.grad.any()) for p in module.objective.parameters())
+
+
+# --- LLaVA-KD --------------------------------------------------------------------------------------------------------
+
+LLAVA = {"answer": 0.7, "visual": 0.6, "relation": 0.4}
+DPT, SFT, DFT = (
+    tiny.stage(name=name, trains=("projections",) if name == "dpt" else ("student",)) for name in ("dpt", "sft", "dft")
+)
+
+
+@pytest.mark.parametrize("of", [DPT, DFT], ids=lambda of: of.name)
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_llava_kd_is_its_formula(of: StageConfig, count: int) -> None:
+    module, teacher = tiny.setup("llava_kd", of, **{f"{name}_weight": value for name, value in LLAVA.items()})
+    r = represented(module, teacher, count)
+    n = as_numpy(r)
+    assert n["patches"].shape[:2] == n["teacher_patches"].shape[:2] == (count, 9)
+    assert_terms(module.objective.combine(r), reference_methods.llava_kd(n, LLAVA))
+
+
+def test_llava_kds_patches_are_the_last_blocks_at_the_students_grid() -> None:
+    module, teacher = tiny.setup("llava_kd", DFT)
+    pictures, captions = batch(3)
+    n = as_numpy(represented(module, teacher, 3))
+    with torch.no_grad():
+        theirs = teacher(pictures, captions).towers.patches.double().numpy()  # type: ignore[misc]
+    assert theirs.shape == (3, 24, 6, 6)
+    for row in range(3):
+        resized = reference.area(theirs[row], 3, 3).reshape(24, 9).T
+        np.testing.assert_allclose(n["teacher_patches"][row], reference.unit(resized), atol=1e-5)
+
+
+def test_a_tower_that_averages_its_patches_embeds_their_mean() -> None:
+    """So a patch's vector is in the space of the embeddings."""
+    config = tiny.architecture()
+    config["vision_cfg"] |= {"pool_type": "avg"}
+    with tiny.seeded(0):
+        model = towers.Tapped(towers.create("tiny-average", config, "random"))
+    outputs = model(*batch(2), patches=True)
+    assert outputs.patches is not None
+    torch.testing.assert_close(torch.nn.functional.normalize(outputs.patches.mean(dim=(2, 3)), dim=-1), outputs.image)
+
+
+def test_a_tower_that_pools_by_attention_has_no_patches_to_project() -> None:
+    config = tiny.architecture()
+    config["vision_cfg"] |= {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
+    model = towers.Tapped(towers.create("tiny-attentive", config, "random"))
+    with pytest.raises(UserError, match="pools by attention"):
+        model(*batch(2), patches=True)
+
+
+def test_llava_kds_second_stage_is_the_task_alone_without_a_teacher() -> None:
+    module, teacher = tiny.setup("llava_kd", SFT)
+    scratch, _ = tiny.setup("scratch", tiny.stage())
+    assert teacher is None and not module.objective.needs_taps and not module.objective.needs_patches
+    assert tiny.method_options("llava_kd", SFT, answer_weight=3.0) == {"method": "llava_kd"}
+    ours, theirs = (of.objective.combine(represented(of, None)) for of in (module, scratch))
+    assert list(ours.parts) == ["task"] and torch.equal(ours.total, theirs.total)
+
+
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_llava_kds_first_stage_trains_the_projections_alone(custom_text: bool) -> None:
+    pupil, above = tiny.model(0, "tiny-custom", custom_text=custom_text), tiny.teacher_model()
+    module = Distillation(pupil, tiny.objective("llava_kd", DPT, pupil.shapes(), above.shapes()))
+    module.freeze_all_but(DPT.trains)
+    text = "text.text_projection" if custom_text else "text_projection"
+    trained = {name.removeprefix("model.model.") for name, p in module.named_parameters() if p.requires_grad}
+    assert trained == {"visual.proj", text, "logit_scale"}
+
+
+def test_llava_kd_of_a_model_by_itself_is_the_task_alone() -> None:
+    pupil = tiny.student()
+    module = Distillation(pupil, tiny.objective("llava_kd", DFT, pupil.shapes(), pupil.shapes()))
+    terms = module(*batch(), Teacher(pupil, None, DFT, taps=True, patches=True)(*batch()))
+    for name in ("answer", "visual", "relation"):
+        assert float(terms.parts[name]) == pytest.approx(0, abs=1e-5)
+
+
+def test_llava_kds_schedule() -> None:
+    stages = DEFAULT_SCHEDULES["llava_kd"]
+    assert [(of.name, of.epochs, of.trains) for of in stages] == [
+        ("dpt", 5, ("projections",)), ("sft", 10, ("student", "heads")), ("dft", 10, ("student", "heads")),
+    ]  # fmt: skip
+    assert stages[0].epochs == 0.2 * sum(of.epochs for of in stages)
+    assert stages[2].lr == pytest.approx(stages[1].lr / 10)

@@ -180,6 +180,22 @@ def test_uniform_weights_of_equal_distances_give_a_quarter_of_them() -> None:
         assert float(intra.weighted(torch.full((3, count), 2.0), torch.full((3, count), 1 / count))) == pytest.approx(0.5)
 
 
+@given(batch=batches, patches=st.integers(1, 6), ours=st.integers(1, 5), theirs=st.integers(1, 5), seed=seeds)
+def test_patch_relation_is_the_formula(batch: int, patches: int, ours: int, theirs: int, seed: int) -> None:
+    student, teacher = unit(batch, patches, ours, seed=seed), unit(batch, patches, theirs, seed=seed + 1)
+    pairs = zip(student.numpy(), teacher.numpy(), strict=True)
+    found = relation.patch_relation(student, teacher).numpy()
+    np.testing.assert_allclose(found, [reference_methods.patch_relation(*pair) for pair in pairs], atol=1e-12)
+
+
+def test_patch_relation_in_closed_form() -> None:
+    student = unit(3, 6, 5)
+    rotation = torch.linalg.qr(normal(5, 5, seed=1)).Q
+    torch.testing.assert_close(relation.patch_relation(student, student @ rotation), torch.zeros(3, dtype=torch.float64))
+    eye, ones = torch.eye(4, dtype=torch.float64)[None], torch.ones(1, 4, 1, dtype=torch.float64)
+    assert float(relation.patch_relation(eye, ones)) == pytest.approx(1 - 4 / (2 * 4))  # norms 2 and 4, product 4
+
+
 # --- features --------------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +366,9 @@ TERMS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple
     "token_regression": (
         lambda s, t: features.token_regression(features.normed(s[0]), features.normed(t[0]), torch.arange(3) < 2).mean(),
         ((3, 6),), ((3, 6),),
+    ),
+    "patch_relation": (
+        lambda s, t: relation.patch_relation(F.normalize(s[0], dim=-1), F.normalize(t[0], dim=-1)).mean(), ((4, 5),), ((4, 3),),
     ),
     "selected_kl": (
         lambda s, t: ranking.selected_kl(
