@@ -33,7 +33,7 @@ from cmapkd.objectives.base import (
     embeddings,
 )
 from cmapkd.objectives.terms.contrastive import distil_logits, info_nce, row_kl
-from cmapkd.objectives.terms.relation import patch_relation
+from cmapkd.objectives.terms.patches import patch_relation
 from cmapkd.training.distributed import gather
 
 

@@ -64,7 +64,8 @@ from cmapkd.plan import make_plan
         ),
         (
             {"schedules__mine": [{"name": "a", "epochs": 1, "lr": 1, "group_lr": {"studnet": 1}}]},
-            "schedules.mine.0.group_lr.studnet = 'studnet': not one of student, projections, pyramid, alsn, heads; did you mean 'student'?",
+            "schedules.mine.0.group_lr.studnet = 'studnet': not one of student, projections, pyramid, alsn, heads; "
+            "did you mean 'student'?",
         ),
         ({"paper__tables": ["tabel2"]}, "paper.tables = ['tabel2']: no table is called 'tabel2'; did you mean 'table2'?"),
         ({"paper__figures": ["figure33"]}, "no figure is called 'figure33'; did you mean 'figure3'?"),

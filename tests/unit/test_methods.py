@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ from cmapkd.config.schema import DEFAULT_SCHEDULES
 from cmapkd.errors import UserError
 from cmapkd.models import towers
 from cmapkd.objectives.base import Representations, Terms
-from cmapkd.plan import make_plan
+from cmapkd.plan import CONFIG, make_plan
+from cmapkd.training.engine import Engine
 from cmapkd.training.stages import Distillation, Teacher
 
 
@@ -78,6 +80,20 @@ def test_students_of_other_shapes(method: str, shape: dict[str, Any]) -> None:
     assert bool(torch.isfinite(terms.total))
     heads = dict(module.objective.named_parameters())
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in heads.values())
+
+
+@pytest.mark.parametrize("method", COMPARED)
+@pytest.mark.parametrize("name", ["hint", "dpt", "stage"])
+def test_half_precision_with_partitioned_optimiser_states(method: str, name: str, one_rank: None) -> None:
+    """The file that clusters use: representations leave a bf16 model in fp32, and everything of the loss is finite."""
+    of = tiny.stage(name=name, lr=1e-3, trains=("student", "projections", "heads"))
+    options = {"gd_weight": 1.0, "afd_weight": 1.0} if method == "clip_kd" else {}
+    config = json.loads((CONFIG / "deepspeed" / "bf16-zero1.json").read_text())
+    module, teacher = tiny.setup(method, of, **options)
+    engine = Engine(module, teacher, of, {**tiny.TRAINING, "global_batch": 8}, config, 6, torch.device("cpu"))
+    pictures, captions = batch(8)
+    losses = [engine.step({"image": pictures, "text": captions}, step).total for step in range(6)]
+    assert all(loss.dtype == torch.float32 for loss in losses) and float(losses[-1].detach()) < float(losses[0].detach())
 
 
 # --- CLIP-KD ---------------------------------------------------------------------------------------------------------

@@ -3,10 +3,6 @@
     L_sample = || G_T - G_S ||_F^2 / B^2     G: cosine Gram matrix of [GAP(P5); L4] over the global batch
     L_layer  = || R_T - R_S ||_F^2           R: correlation over channels of the levels' batch-mean pooled features
 
-For patches of one image (after LLaVA-KD, Cai et al., ICCV 2025), Z their unit vectors:
-
-    L_patches = 1 - cos(vec(Z_S Z_S^T), vec(Z_T Z_T^T))
-
 R is taken within each modality (4 x 4 for P2-P5 and 4 x 4 for L1-L4) and the two are averaged: levels of one modality
 share their channels, so their correlation means something.
 """
@@ -34,12 +30,6 @@ def sample_relation(student: Tensor, teacher: Tensor) -> Tensor:
 def layer_relation(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared Frobenius distance of the levels' correlation matrices; (b, levels, C) each. ()"""
     return (_correlation(student) - _correlation(teacher)).square().sum()
-
-
-def patch_relation(student: Tensor, teacher: Tensor) -> Tensor:
-    """`L_patches` of each image; unit vectors of the same patches, (b, P, E) and (b, P, E'). (b,)"""
-    ours, theirs = ((patches @ patches.mT).flatten(1) for patches in (student, teacher))  # (b, P * P)
-    return 1 - F.cosine_similarity(ours, theirs, dim=1)
 
 
 def _gram(features: Tensor) -> Tensor:
