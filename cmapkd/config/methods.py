@@ -58,6 +58,7 @@ class MethodConfig(Config):
 
     uses_teacher: ClassVar[bool] = True
     uses_pyramid: ClassVar[bool] = False
+    note: ClassVar[str] = ""  # footnote of its rows in tables: what sets it apart from the published method
     stage_names: ClassVar[tuple[str, ...]] = ()  # stages that the method tells apart by name; empty: any name, all alike
 
     def stages(self, schedule: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
@@ -134,6 +135,8 @@ class C2KDConfig(MethodConfig):
         description="the teacher proxy's best candidates, whose ranking by both proxies is compared",
     )
 
+    note: ClassVar[str] = "The teacher's backbone is frozen; of its side only the proxy is trained."
+
 
 class LLaVAKDConfig(MethodConfig):
     """LLaVA-KD (Cai et al., ICCV 2025), re-interpreted for a dual encoder: pre-training, fine-tuning and distilled fine-tuning.
@@ -147,6 +150,7 @@ class LLaVAKDConfig(MethodConfig):
     visual_weight: float = Field(1.0, ge=0, description="KL of each patch's logits over captions (stages `dpt` and `dft`)")
     relation_weight: float = Field(0.5, ge=0, description="distance of the patches' self-similarities (stages `dpt` and `dft`)")
 
+    note: ClassVar[str] = "Re-interpreted for a dual encoder: captions and patches stand for answers and image positions."
     stage_names: ClassVar[tuple[str, ...]] = ("dpt", "sft", "dft")
 
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:

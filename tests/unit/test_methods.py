@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from cmapkd.errors import UserError
 from cmapkd.models import towers
 from cmapkd.objectives.base import Representations, Terms
 from cmapkd.plan import CONFIG, make_plan
+from cmapkd.runs import paper_context
 from cmapkd.training.engine import Engine
 from cmapkd.training.stages import Distillation, Teacher
 
@@ -389,3 +391,9 @@ def test_llava_kds_schedule() -> None:
     ]  # fmt: skip
     assert stages[0].epochs == 0.2 * sum(of.epochs for of in stages)
     assert stages[2].lr == pytest.approx(stages[1].lr / 10)
+
+
+def test_methods_that_are_not_quite_the_published_ones_say_so_in_the_tables(tmp_path: Path) -> None:
+    runs = {method: {"method": method} for method in ("kd", "c2kd", "llava_kd")}
+    rows = {run.method: run.note for run in paper_context(parse_experiment(experiment(runs=runs)), tmp_path).runs}
+    assert rows["kd"] == "" and "frozen" in rows["c2kd"] and "Re-interpreted" in rows["llava_kd"]
