@@ -58,15 +58,23 @@ class TowerOutputs:
 
 @dataclass(frozen=True)
 class TapShapes:
-    """Widths, depths and the image grid of a model: what modules beside it need to be built for it."""
+    """Sizes of a model: what the modules of an objective need to be built for it.
+
+    Attributes:
+        image_width, text_width: of the tokens in the blocks of the two towers.
+        grid: patches along the height and the width of a picture.
+        context_length: tokens of a text.
+        image_layers, text_layers: blocks of the two towers.
+        embed_dim: of the embeddings, before normalisation.
+    """
 
     image_width: int
     text_width: int
     grid: tuple[int, int]
     context_length: int
-    embedding: int
-    image_depth: int
-    text_depth: int
+    image_layers: int
+    text_layers: int
+    embed_dim: int
 
 
 def quarter_depths(depth: int) -> tuple[int, int, int, int]:
@@ -92,7 +100,7 @@ def precedes(parameter: str, quarter: int, shapes: TapShapes) -> bool:
     block = re.search(r"\.(?:resblocks|layers?)\.(\d+)\.", parameter)
     if block is None:
         return not _INPUT.isdisjoint(parts)
-    return int(block[1]) <= quarter_depths(shapes.image_depth if "visual" in parts else shapes.text_depth)[quarter]
+    return int(block[1]) <= quarter_depths(shapes.image_layers if "visual" in parts else shapes.text_layers)[quarter]
 
 
 def is_projection(parameter: str) -> bool:
@@ -197,8 +205,8 @@ class Tapped(nn.Module):
         self.model = model
         self._image_indices = list(quarter_depths(_vision_depth(model)))
         self._hugging_face = not _has_resblocks(_text_tower(model))
-        self._text_depth = int(_text_tower(model).config.num_hidden_layers) if self._hugging_face else len(_text_blocks(model))
-        self._text_indices = list(quarter_depths(self._text_depth))
+        self._text_layers = int(_text_tower(model).config.num_hidden_layers) if self._hugging_face else len(_text_blocks(model))
+        self._text_indices = list(quarter_depths(self._text_layers))
 
     def forward(self, images: Tensor, tokens: Tensor, taps: bool = True, patches: bool = False) -> TowerOutputs:
         """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N); ``patches`` need taps."""
@@ -260,8 +268,8 @@ class Tapped(nn.Module):
         width = int(text.config.hidden_size) if self._hugging_face else int(_text_blocks(self.model)[0].attn.embed_dim)
         context = int(getattr(self.model, "context_length", 77) or 77)
         grid = (size[0] // patch[0], size[1] // patch[1])
-        depths = _vision_depth(self.model), self._text_depth
-        return TapShapes(int(visual.transformer.width), width, grid, context, int(visual.output_dim), *depths)
+        layers = _vision_depth(self.model), self._text_layers
+        return TapShapes(int(visual.transformer.width), width, grid, context, *layers, int(visual.output_dim))
 
 
 def _vision_depth(model: Any) -> int:

@@ -80,8 +80,8 @@ class Objective(nn.Module):
         """
         return "heads"
 
-    def group_of_model(self, parameter: str) -> str:
-        """The group that a parameter of the model belongs to; ``unused`` as in `group_of`."""
+    def model_group_of(self, parameter: str) -> str:
+        """The same for a parameter of the trained model, by its name in open_clip: ``student``, ``projections``, ``unused``."""
         return "student"
 
     def logit_scales(self) -> tuple[nn.Parameter, ...]:

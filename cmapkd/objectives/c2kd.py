@@ -38,7 +38,7 @@ class C2KD(Objective):
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings)
         assert surroundings.teacher is not None
-        ours, theirs = surroundings.student.embedding, surroundings.teacher.embedding
+        ours, theirs = surroundings.student.embed_dim, surroundings.teacher.embed_dim
         self.student_proxy = nn.ModuleDict({name: _proxy(ours) for name in ("image", "text")})
         self.teacher_proxy = nn.ModuleDict({name: _proxy(theirs) for name in ("image", "text")})
 

@@ -38,7 +38,7 @@ class CLIPKD(Objective):
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings)
         assert surroundings.teacher is not None
-        ours, theirs = surroundings.student.embedding, surroundings.teacher.embedding
+        ours, theirs = surroundings.student.embed_dim, surroundings.teacher.embed_dim
         names = ("crd", "icl", "fd", "gd", "afd")
         self.weights = {name: float(surroundings.options[f"{name}_weight"]) for name in names}
         self.project: nn.ModuleDict | None = None

@@ -43,7 +43,7 @@ class FitNet(Objective):
                 }
             )
 
-    def group_of_model(self, parameter: str) -> str:
+    def model_group_of(self, parameter: str) -> str:
         guided = not self.hints or precedes(parameter, MIDDLE, self.surroundings.student)
         return "student" if guided else "unused"
 

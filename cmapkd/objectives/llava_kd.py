@@ -46,7 +46,7 @@ class LLaVAKD(Objective):
         self.distils = surroundings.stage.name != "sft"
         self.needs_taps = self.needs_patches = self.needs_teacher = self.distils
 
-    def group_of_model(self, parameter: str) -> str:
+    def model_group_of(self, parameter: str) -> str:
         return "projections" if self.surroundings.stage.name == "dpt" and is_projection(parameter) else "student"
 
     def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:

@@ -83,7 +83,7 @@ class Distillation(nn.Module):
         """Group of a parameter by its name."""
         if parameter.startswith("objective."):
             return self.objective.group_of(parameter.removeprefix("objective."))
-        return self.objective.group_of_model(parameter.removeprefix("model."))
+        return self.objective.model_group_of(parameter.removeprefix("model.model."))
 
     def freeze_all_but(self, groups: tuple[str, ...]) -> None:
         """Parameters outside ``groups`` get no gradient and do not change by a bit."""
