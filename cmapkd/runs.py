@@ -86,7 +86,7 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
     return PaperContext(
         name=experiment.name,
         results=results / experiment.name,
-        runs=tuple(PaperRun(name=name, method=method.method) for name, method in experiment.runs.items()),
+        runs=tuple(PaperRun(name=name, method=method.method, note=method.note) for name, method in experiment.runs.items()),
         seeds=experiment.seeds,
         retrieval=tuple(evaluation.retrieval),
         zeroshot=tuple(evaluation.zeroshot),

@@ -28,7 +28,7 @@ LanguageLevel = Literal["L1", "L2", "L3", "L4"]
 VISUAL_LEVELS: tuple[VisualLevel, ...] = ("P2", "P3", "P4", "P5")
 LANGUAGE_LEVELS: tuple[LanguageLevel, ...] = ("L1", "L2", "L3", "L4")
 Policy = Literal["uniform", "manual", "alsn"]
-Group = Literal["student", "pyramid", "alsn", "heads"]
+Group = Literal["student", "projections", "pyramid", "alsn", "heads"]
 
 
 class StageConfig(Config):
@@ -41,7 +41,10 @@ class StageConfig(Config):
     lr_end: float = Field(
         0.0, ge=0, le=1, unit="share of lr", description="learning rate at the end of the stage's cosine decay"
     )
-    trains: tuple[Group, ...] = Field(("student", "heads"), description="parameter groups that are trained; the rest is frozen")
+    trains: tuple[Group, ...] = Field(
+        ("student", "heads"),
+        description="parameter groups that are trained; the rest is frozen (`projections`: see `llava_kd`)",
+    )
     visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="active levels of the visual pyramid")
     language_levels: tuple[LanguageLevel, ...] = Field(LANGUAGE_LEVELS, description="active levels of the language hierarchy")
     policy: Policy = Field("uniform", description="how the active levels are weighted")
@@ -55,6 +58,8 @@ class MethodConfig(Config):
 
     uses_teacher: ClassVar[bool] = True
     uses_pyramid: ClassVar[bool] = False
+    note: ClassVar[str] = ""  # footnote of its rows in tables: what sets it apart from the published method
+    stage_names: ClassVar[tuple[str, ...]] = ()  # stages that the method tells apart by name; empty: any name, all alike
 
     def stages(self, schedule: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
         """The stages this run goes through, with the run's own differences worked into them."""
@@ -91,6 +96,83 @@ class KDConfig(MethodConfig):
     temperature: float = Field(1.0, gt=0, description="divides the logits of both models; the term is multiplied by its square")
     teacher_scale: float | None = Field(
         None, gt=0, description="logit scale applied to the teacher's cosine similarities; null: the teacher's own"
+    )
+
+
+class FitNetConfig(MethodConfig):
+    """FitNet (Romero et al., ICLR 2015): first the lower half of the student follows a hint of the teacher, then KD."""
+
+    method: Literal["fitnet"] = "fitnet"
+    schedule: str = Field("fitnet", description="name of one of the experiment's `schedules`; stages `hint` and `kd`")
+    hint_weight: float = Field(100.0, gt=0, description="weight of the hint losses (stage `hint`)")
+    weight: float = Field(1.0, ge=0, description="weight of the distillation term beside the task loss (stage `kd`)")
+    temperature: float = Field(
+        1.0, gt=0, description="divides the logits of both models; the term is multiplied by its square (stage `kd`)"
+    )
+    teacher_scale: float | None = Field(
+        None, gt=0, description="logit scale applied to the teacher's cosine similarities; null: the teacher's own (stage `kd`)"
+    )
+
+    stage_names: ClassVar[tuple[str, ...]] = ("hint", "kd")
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        options = super().stage_options(stage)
+        names = {"method", "hint_weight"} if stage.name == "hint" else set(options) - {"hint_weight"}
+        return {name: options[name] for name in options if name in names}
+
+
+class C2KDConfig(MethodConfig):
+    """C2KD (Huo et al., CVPR 2024): cross-modal distillation through proxies, of samples whose rankings agree."""
+
+    method: Literal["c2kd"] = "c2kd"
+    proxy_weight: float = Field(1.0, gt=0, description="distillation between each model and its proxy")
+    selection_weight: float = Field(1.0, ge=0, description="distillation between the proxies of the samples that are selected")
+    temperature: float = Field(1.0, gt=0, description="divides all logits of these terms, which are multiplied by its square")
+    candidates: int = Field(
+        32,
+        ge=2,
+        unit="candidates",
+        description="the teacher proxy's best candidates, whose ranking by both proxies is compared",
+    )
+
+    note: ClassVar[str] = "The teacher's backbone is frozen; of its side only the proxy is trained."
+
+
+class LLaVAKDConfig(MethodConfig):
+    """LLaVA-KD (Cai et al., ICCV 2025), re-interpreted for a dual encoder: pre-training, fine-tuning and distilled fine-tuning.
+
+    Its stage `dpt` trains the group `projections`, what maps the student's frozen towers to the embeddings, alone.
+    """
+
+    method: Literal["llava_kd"] = "llava_kd"
+    schedule: str = Field("llava_kd", description="name of one of the experiment's `schedules`; stages `dpt`, `sft` and `dft`")
+    answer_weight: float = Field(1.0, ge=0, description="KL of the image-text logits (stages `dpt` and `dft`)")
+    visual_weight: float = Field(1.0, ge=0, description="KL of each patch's logits over captions (stages `dpt` and `dft`)")
+    relation_weight: float = Field(0.5, ge=0, description="distance of the patches' self-similarities (stages `dpt` and `dft`)")
+
+    note: ClassVar[str] = "Re-interpreted for a dual encoder: captions and patches stand for answers and image positions."
+    stage_names: ClassVar[tuple[str, ...]] = ("dpt", "sft", "dft")
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        return {"method": self.method} if stage.name == "sft" else super().stage_options(stage)
+
+
+class CLIPKDConfig(MethodConfig):
+    """CLIP-KD (Yang et al., CVPR 2024): feature, relation and interactive contrastive distillation of CLIP's embeddings."""
+
+    method: Literal["clip_kd"] = "clip_kd"
+    crd_weight: float = Field(1.0, ge=0, description="contrastive relational distillation: KL of the image-text logits")
+    icl_weight: float = Field(1.0, ge=0, description="interactive contrastive learning: student rows against teacher columns")
+    fd_weight: float = Field(2000.0, ge=0, description="feature distillation: mean squared error of projected embeddings")
+    gd_weight: float = Field(
+        0.0,
+        ge=0,
+        description="gradient distillation: mean squared error of contrastive gradients; the paper uses 1e8, 0 is off",
+    )
+    afd_weight: float = Field(
+        0.0,
+        ge=0,
+        description="augmented feature distillation: contrastive loss of fused embeddings; the paper uses 1, 0 is off",
     )
 
 
@@ -183,4 +265,7 @@ class CMAPKDConfig(MethodConfig):
         return self
 
 
-AnyMethod = Annotated[ScratchConfig | KDConfig | CMAPKDConfig, PydanticField(discriminator="method")]
+AnyMethod = Annotated[
+    ScratchConfig | KDConfig | FitNetConfig | C2KDConfig | LLaVAKDConfig | CLIPKDConfig | CMAPKDConfig,
+    PydanticField(discriminator="method"),
+]

@@ -144,6 +144,12 @@ def _stage(
 _PAIR, _ALL = ("student", "pyramid"), ("student", "pyramid", "alsn")
 DEFAULT_SCHEDULES: dict[str, tuple[StageConfig, ...]] = {
     "standard": (StageConfig(name="train", epochs=25, lr=5e-5),),
+    "fitnet": (StageConfig(name="hint", epochs=5, lr=5e-5), StageConfig(name="kd", epochs=20, lr=5e-5)),
+    "llava_kd": (
+        StageConfig(name="dpt", epochs=5, lr=5e-5, trains=("projections",)),
+        StageConfig(name="sft", epochs=10, lr=5e-5),
+        StageConfig(name="dft", epochs=10, lr=5e-6),
+    ),
     "progressive": (
         _stage("coarse", 5, 5e-5, 1, _PAIR, "uniform"),
         _stage("medium", 5, 3e-5, 2, _PAIR, "uniform"),
@@ -190,6 +196,7 @@ class ExperimentConfig(Config):
                 hint = nearest(method.schedule, list(self.schedules))
                 raise ValueError(f"runs.{run}.schedule = {method.schedule!r} is not a schedule; {hint}")
             _check_levels(run, method, self.schedules[method.schedule])
+            _check_names(run, method, self.schedules[method.schedule])
         if "Teacher" in self.runs:
             raise ValueError("runs.Teacher: the name is reserved for the teacher's own row")
         if len(set(self.seeds)) != len(self.seeds):
@@ -221,6 +228,16 @@ class ExperimentConfig(Config):
             yield "evaluation.vqa.train", evaluation.vqa.train
             yield from (("evaluation.vqa.test", reference) for reference in evaluation.vqa.test)
         yield from (("paper.labels", label.rpartition(":")[2]) for label in self.paper.labels)
+
+
+def _check_names(run: str, method: MethodConfig, stages: tuple[StageConfig, ...]) -> None:
+    """A method that tells its stages apart by name would take one of another name for its last."""
+    for stage in stages:
+        if method.stage_names and stage.name not in method.stage_names:
+            known = ", ".join(method.stage_names)
+            raise ValueError(
+                f"runs.{run}.schedule = {method.schedule!r} has a stage {stage.name!r}; stages of this method are named {known}"
+            )
 
 
 def _check_levels(run: str, method: MethodConfig, stages: tuple[StageConfig, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class TowerOutputs:
         text_taps: tokens after the same fractions of the text tower, each (B, N, D); empty without taps.
         text_mask: True where a token is not padding, (B, N); None without taps.
         summary: position of the summary token (end-of-text, or [CLS]), (B,); None without taps.
+        patches: patch tokens of the last block in the space of the embeddings, not normalised, (B, E, g, g); None unless asked.
     """
 
     image: Tensor
@@ -51,16 +53,28 @@ class TowerOutputs:
     text_taps: tuple[Tensor, ...] = ()
     text_mask: Tensor | None = None
     summary: Tensor | None = None
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class TapShapes:
-    """Widths and the image grid of a model's taps: what a pyramid needs to be built for it."""
+    """Sizes of a model: what the modules of an objective need to be built for it.
+
+    Attributes:
+        image_width, text_width: of the tokens in the blocks of the two towers.
+        grid: patches along the height and the width of a picture.
+        context_length: tokens of a text.
+        image_layers, text_layers: blocks of the two towers.
+        embed_dim: of the embeddings, before normalisation.
+    """
 
     image_width: int
     text_width: int
     grid: tuple[int, int]
     context_length: int
+    image_layers: int
+    text_layers: int
+    embed_dim: int
 
 
 def quarter_depths(depth: int) -> tuple[int, int, int, int]:
@@ -75,6 +89,23 @@ def quarter_depths(depth: int) -> tuple[int, int, int, int]:
         )
     first, second, third = (round(depth * quarter / 4) - 1 for quarter in (1, 2, 3))
     return first, second, third, depth - 1
+
+
+_INPUT = {"conv1", "class_embedding", "positional_embedding", "ln_pre", "token_embedding", "embeddings"}  # before the blocks
+
+
+def precedes(parameter: str, quarter: int, shapes: TapShapes) -> bool:
+    """Whether a parameter of an open_clip model, by its name, takes part in the tap of a quarter depth (0 to 3)."""
+    parts = parameter.split(".")
+    block = re.search(r"\.(?:resblocks|layers?)\.(\d+)\.", parameter)
+    if block is None:
+        return not _INPUT.isdisjoint(parts)
+    return int(block[1]) <= quarter_depths(shapes.image_layers if "visual" in parts else shapes.text_layers)[quarter]
+
+
+def is_projection(parameter: str) -> bool:
+    """Whether a parameter of an open_clip model, by its name, maps a tower's output to the embedding or scales the logits."""
+    return bool(re.search(r"(^|\.)(visual\.proj|text\.proj|text_projection|logit_scale)(\.|$)", parameter))
 
 
 def create(name: str, config: Mapping[str, Any] | None, init: str) -> nn.Module:
@@ -174,14 +205,11 @@ class Tapped(nn.Module):
         self.model = model
         self._image_indices = list(quarter_depths(_vision_depth(model)))
         self._hugging_face = not _has_resblocks(_text_tower(model))
-        if self._hugging_face:
-            depth = int(_text_tower(model).config.num_hidden_layers)
-            self._text_indices = list(quarter_depths(depth))
-        else:
-            self._text_indices = list(quarter_depths(len(_text_blocks(model))))
+        self._text_layers = int(_text_tower(model).config.num_hidden_layers) if self._hugging_face else len(_text_blocks(model))
+        self._text_indices = list(quarter_depths(self._text_layers))
 
-    def forward(self, images: Tensor, tokens: Tensor, taps: bool = True) -> TowerOutputs:
-        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N)."""
+    def forward(self, images: Tensor, tokens: Tensor, taps: bool = True, patches: bool = False) -> TowerOutputs:
+        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N); ``patches`` need taps."""
         scale = self.model.logit_scale.exp()
         if not taps:
             return TowerOutputs(
@@ -194,9 +222,23 @@ class Tapped(nn.Module):
             read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
             text, text_taps = read["text_features"], read["text_intermediates"]
             summary, mask = self._summary(tokens)
+        dense = self._project(seen["image_intermediates"][-1]) if patches else None
         return TowerOutputs(
-            seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary
+            seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary, dense
         )
+
+    def _project(self, maps: Tensor) -> Tensor:
+        """What the tower does to its pooled token, done to every patch: final norm and projection. (B, C, g, g) -> (B, E, g, g)
+
+        Raises:
+            UserError: the tower pools by attention, so its projection is not of patches.
+        """
+        visual = self.model.visual
+        if getattr(visual, "attn_pool", None) is not None:
+            reason = "its image tower pools by attention, so single patches have no place among the embeddings"
+            raise UserError(key="model", value=type(self.model).__name__, reason=reason, fix="choose another model or method")
+        patches = visual.ln_post(maps.permute(0, 2, 3, 1))  # (B, g, g, C)
+        return (patches if visual.proj is None else patches @ visual.proj).permute(0, 3, 1, 2)
 
     def _summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Position (B,) of the token that open_clip pools (CLIP: end-of-text), and what of ``tokens`` is no padding (B, N)."""
@@ -225,7 +267,9 @@ class Tapped(nn.Module):
         patch = visual.patch_size if isinstance(visual.patch_size, tuple) else (visual.patch_size, visual.patch_size)
         width = int(text.config.hidden_size) if self._hugging_face else int(_text_blocks(self.model)[0].attn.embed_dim)
         context = int(getattr(self.model, "context_length", 77) or 77)
-        return TapShapes(int(visual.transformer.width), width, (size[0] // patch[0], size[1] // patch[1]), context)
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        layers = _vision_depth(self.model), self._text_layers
+        return TapShapes(int(visual.transformer.width), width, grid, context, *layers, int(visual.output_dim))
 
 
 def _vision_depth(model: Any) -> int:

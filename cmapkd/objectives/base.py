@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -56,7 +56,9 @@ class Surroundings:
 class Objective(nn.Module):
     """Base of every objective; see the module header."""
 
-    needs_taps: ClassVar[bool] = False  # whether the models must return the outputs of their blocks
+    needs_taps: bool = False  # whether the models must return the outputs of their blocks
+    needs_patches: bool = False  # whether they must return their patches in the space of the embeddings, too
+    needs_teacher: bool = True  # whether a teacher, where the method has one, must be asked in this stage
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__()
@@ -78,7 +80,26 @@ class Objective(nn.Module):
         """
         return "heads"
 
+    def model_group_of(self, parameter: str) -> str:
+        """The same for a parameter of the trained model, by its name in open_clip: ``student``, ``projections``, ``unused``."""
+        return "student"
+
+    def logit_scales(self) -> tuple[nn.Parameter, ...]:
+        """Scales of this objective's own, as logarithms; like the model's, they are clamped to ln 100 after every step."""
+        return ()
+
 
 def embeddings(student: TowerOutputs) -> Representations:
     """Representations that every method with a task loss needs. The scale is repeated so that it is batch-first too."""
     return {"image": student.image, "text": student.text, "logit_scale": student.logit_scale.expand(len(student.image))}
+
+
+def both_embeddings(student: TowerOutputs, teacher: TeacherOutputs) -> Representations:
+    """Representations that every method needs which compares logits with the teacher's."""
+    towers = teacher.towers
+    return {
+        **embeddings(student),
+        "teacher_image": towers.image,
+        "teacher_text": towers.text,
+        "teacher_logit_scale": towers.logit_scale.expand(len(towers.image)),
+    }

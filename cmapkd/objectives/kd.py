@@ -9,12 +9,10 @@ so its effective scale is an option (`teacher_scale`) beside the temperature.
 
 from __future__ import annotations
 
-import torch
-
 from cmapkd.models.towers import TowerOutputs
 from cmapkd.objectives import register
-from cmapkd.objectives.base import Objective, Representations, TeacherOutputs, Terms, embeddings
-from cmapkd.objectives.terms.contrastive import info_nce, row_cross_entropy, similarity
+from cmapkd.objectives.base import Objective, Representations, TeacherOutputs, Terms, both_embeddings
+from cmapkd.objectives.terms.contrastive import distil_logits, info_nce, row_cross_entropy
 
 
 @register("kd")
@@ -23,13 +21,7 @@ class KD(Objective):
 
     def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:
         assert teacher is not None  # the plan gives every method but scratch a teacher
-        towers = teacher.towers
-        return {
-            **embeddings(student),
-            "teacher_image": towers.image,
-            "teacher_text": towers.text,
-            "teacher_logit_scale": towers.logit_scale.expand(len(towers.image)),
-        }
+        return both_embeddings(student, teacher)
 
     def combine(self, representations: Representations) -> Terms:
         options = self.surroundings.options
@@ -37,12 +29,12 @@ class KD(Objective):
         scale = representations["logit_scale"].mean()
         teacher_scale = options["teacher_scale"] or representations["teacher_logit_scale"].mean()
         task = info_nce(representations["image"], representations["text"], scale)
-        student_rows = similarity(representations["image"], representations["text"])
-        teacher_rows = similarity(representations["teacher_image"], representations["teacher_text"])
-        entropies = [
-            row_cross_entropy(teacher_scale * theirs / temperature, scale * ours / temperature)
-            for theirs, ours in zip(teacher_rows, student_rows, strict=True)
-        ]
-        distillation = torch.stack(entropies).mean() * temperature**2
+        distillation = temperature**2 * distil_logits(
+            row_cross_entropy,
+            (representations["image"], representations["text"]),
+            (representations["teacher_image"], representations["teacher_text"]),
+            scale / temperature,
+            teacher_scale / temperature,
+        )
         total = task + options["weight"] * distillation
         return Terms(total, {"task": task.detach(), "distillation": distillation.detach()})

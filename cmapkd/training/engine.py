@@ -141,7 +141,7 @@ class Engine:
         # In fp16 an overflow is normal: DeepSpeed leaves the step out and lowers its loss scale.
         if self.dtype != torch.float16 and not math.isfinite(self.grad_norm):
             raise FloatingPointError(f"the loss is finite, but the norm of its gradient is {self.grad_norm}")
-        self._clamp_logit_scale()
+        self._clamp_logit_scales()
         return terms
 
     def _whole(self, images: Tensor, tokens: Tensor) -> Terms:
@@ -211,15 +211,15 @@ class Engine:
         return torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None
 
     @torch.no_grad()
-    def _clamp_logit_scale(self) -> None:
-        scale = self.module.model.model.logit_scale
-        if not scale.requires_grad or scale.numel() == 0 or float(scale.detach()) <= MAX_LOGIT_SCALE:
-            return
-        scale.clamp_(max=MAX_LOGIT_SCALE)
-        if hasattr(scale, "_hp_mapping") or hasattr(scale, "ds_id"):  # ZeRO and bf16 keep an fp32 master copy
-            from deepspeed.utils import safe_set_full_fp32_param
+    def _clamp_logit_scales(self) -> None:
+        for scale in (self.module.model.model.logit_scale, *self.module.objective.logit_scales()):
+            if not scale.requires_grad or scale.numel() == 0 or float(scale.detach()) <= MAX_LOGIT_SCALE:
+                continue
+            scale.clamp_(max=MAX_LOGIT_SCALE)
+            if hasattr(scale, "_hp_mapping") or hasattr(scale, "ds_id"):  # ZeRO and bf16 keep an fp32 master copy
+                from deepspeed.utils import safe_set_full_fp32_param
 
-            safe_set_full_fp32_param(scale, torch.full_like(scale, MAX_LOGIT_SCALE, dtype=torch.float32))
+                safe_set_full_fp32_param(scale, torch.full_like(scale, MAX_LOGIT_SCALE, dtype=torch.float32))
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:

@@ -35,15 +35,18 @@ def derive_seed(seed: int, *labels: object) -> int:
 class Teacher(nn.Module):
     """The frozen teacher: embeddings and, where the objective needs it, its fitted pyramid."""
 
-    def __init__(self, model: towers.Tapped, pyramid: Pyramid | None, stage: StageConfig, taps: bool) -> None:
+    def __init__(
+        self, model: towers.Tapped, pyramid: Pyramid | None, stage: StageConfig, taps: bool, patches: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.pyramid, self.stage, self.taps = model, pyramid, stage, taps or pyramid is not None
+        self.model, self.pyramid, self.stage = model, pyramid, stage
+        self.taps, self.patches = taps or pyramid is not None, patches
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor, tokens: Tensor) -> TeacherOutputs:
         """Outputs for ``images`` (b, 3, H, W) and ``tokens`` (b, N)."""
-        outputs = self.model(images, tokens, taps=self.taps)
+        outputs = self.model(images, tokens, taps=self.taps, patches=self.patches)
         if self.pyramid is None:
             return TeacherOutputs(outputs)
         levels = self.pyramid(outputs, self.stage.visual_levels, self.stage.language_levels)
@@ -59,7 +62,7 @@ class Distillation(nn.Module):
 
     def represent(self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None) -> Representations:
         """Per-sample representations in fp32, whatever the precision of the model."""
-        outputs = self.model(images, tokens, taps=self.objective.needs_taps)
+        outputs = self.model(images, tokens, taps=self.objective.needs_taps, patches=self.objective.needs_patches)
         return {name: value.float() for name, value in self.objective.represent(outputs, teacher).items()}
 
     def forward(
@@ -80,7 +83,7 @@ class Distillation(nn.Module):
         """Group of a parameter by its name."""
         if parameter.startswith("objective."):
             return self.objective.group_of(parameter.removeprefix("objective."))
-        return "student"
+        return self.objective.model_group_of(parameter.removeprefix("model.model."))
 
     def freeze_all_but(self, groups: tuple[str, ...]) -> None:
         """Parameters outside ``groups`` get no gradient and do not change by a bit."""
@@ -130,13 +133,14 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
 
     teacher = None
     if teacher_model is not None:
+        _check_vocabularies(teacher_model, model)
+    if teacher_model is not None and objective.needs_teacher:
         pyramid = None
         if settings["teacher_pyramid"]:
             pyramid = Pyramid(teacher_model.shapes(), **settings["pyramid"])
             weights = load_file(stages / settings["teacher_pyramid"] / OBJECTIVE)
             pyramid.load_state_dict({name.removeprefix("pyramid."): value for name, value in weights.items()})
-        teacher = Teacher(teacher_model, pyramid, stage, objective.needs_taps)
-        _check_vocabularies(teacher_model, model)
+        teacher = Teacher(teacher_model, pyramid, stage, objective.needs_taps, objective.needs_patches)
     return Prepared(module, teacher, stage, towers.tokenizer_of(architecture["name"]), towers.preprocess_of(raw))
 
 

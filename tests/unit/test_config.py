@@ -36,11 +36,10 @@ from cmapkd.plan import make_plan
         ),
         ({"evaluation__vqa": {"train": "pictures/train", "test": ["pictures/train"], "epoch": 1}}, "did you mean 'epochs'?"),
         # misspelt names
-        (
-            {"runs__KD__method": "fitnet"},
-            "runs.KD.method = 'fitnet': not one of scratch, kd, cmapkd; known: cmapkd, kd, scratch",
-        ),
-        ({"runs__KD__method": "cmapdk"}, "runs.KD.method = 'cmapdk': not one of scratch, kd, cmapkd; did you mean 'cmapkd'?"),
+        ({"runs__KD__method": "relational"}, "runs.KD.method = 'relational': not one of scratch, kd, "),
+        ({"runs__KD__method": "relational"}, "; known: "),
+        ({"runs__KD__method": "cmapdk"}, "runs.KD.method = 'cmapdk': not one of scratch, kd, "),
+        ({"runs__KD__method": "cmapdk"}, "; did you mean 'cmapkd'?"),
         ({"datasets__pictures__source": "emoji"}, "datasets.pictures.source = 'emoji': not one of"),
         ({"datasets__pictures__source": "emoji"}, "did you mean 'emoji_scenes'?"),
         (
@@ -65,7 +64,8 @@ from cmapkd.plan import make_plan
         ),
         (
             {"schedules__mine": [{"name": "a", "epochs": 1, "lr": 1, "group_lr": {"studnet": 1}}]},
-            "schedules.mine.0.group_lr.studnet = 'studnet': not one of student, pyramid, alsn, heads; did you mean 'student'?",
+            "schedules.mine.0.group_lr.studnet = 'studnet': not one of student, projections, pyramid, alsn, heads; "
+            "did you mean 'student'?",
         ),
         ({"paper__tables": ["tabel2"]}, "paper.tables = ['tabel2']: no table is called 'tabel2'; did you mean 'table2'?"),
         ({"paper__figures": ["figure33"]}, "no figure is called 'figure33'; did you mean 'figure3'?"),

@@ -23,7 +23,8 @@ from cmapkd.plan import make_plan
 WITHOUT_UNIT = {
     "lr", "lr_scale", "group_lr", "betas", "eps", "weight_decay", "weight", "beta", "gamma", "intra", "align", "relation",
     "task", "manual_weights", "entropy_weight", "temperature", "temperature_kd", "teacher_scale", "dropout", "heads",
-    "hidden", "ratio", "seed", "seeds",
+    "hidden", "ratio", "seed", "seeds", "crd_weight", "icl_weight", "fd_weight", "gd_weight", "afd_weight",
+    "hint_weight", "proxy_weight", "selection_weight", "answer_weight", "visual_weight", "relation_weight",
 }  # fmt: skip
 
 # ---- documentation

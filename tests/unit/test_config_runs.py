@@ -95,7 +95,7 @@ def test_default_schedules_are_those_of_the_method(name: str) -> None:
 
 def test_the_other_methods_train_as_long_as_the_method() -> None:
     epochs = {name: sum(stage.epochs for stage in stages) for name, stages in DEFAULT_SCHEDULES.items()}
-    assert epochs["standard"] == epochs["progressive"] == epochs["one_stage"] == 25
+    assert all(total == 25 for name, total in epochs.items() if name != "alsn_joint")  # whose table says 20
 
 
 def test_defaults_of_the_method() -> None:

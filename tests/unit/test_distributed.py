@@ -22,6 +22,14 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "scratch": ("scratch", {}, {}),
     "kd": ("kd", {}, {"temperature": 2.0}),
     "kd with a scale of its own for the teacher": ("kd", {}, {"teacher_scale": 25.0}),
+    "clip_kd": ("clip_kd", {}, {"fd_weight": 20.0}),  # at 2000, 1e-5 is below the rounding of the gradients
+    "clip_kd with every term": ("clip_kd", {}, {"gd_weight": 0.1, "afd_weight": 1.0, "fd_weight": 20.0}),
+    "fitnet hint": ("fitnet", {"name": "hint"}, {"hint_weight": 10.0}),
+    "fitnet kd": ("fitnet", {"name": "kd"}, {}),
+    "c2kd": ("c2kd", {}, {"candidates": 5}),
+    "llava_kd dpt": ("llava_kd", {"name": "dpt", "trains": ("projections",)}, {}),
+    "llava_kd sft": ("llava_kd", {"name": "sft"}, {}),
+    "llava_kd dft": ("llava_kd", {"name": "dft"}, {}),
     "teacher_pyramid": ("teacher_pyramid", {"trains": ("pyramid",)}, {}),
     "cmapkd uniform, top level": ("cmapkd", {"levels": 1}, {}),
     "cmapkd manual, two levels": ("cmapkd", {"levels": 2, "policy": "manual"}, {}),
@@ -48,7 +56,17 @@ def loss_and_gradients(case: str, rank: int, ranks: int) -> tuple[Tensor, dict[s
 
 
 STEPS = 3
-THROUGH_DEEPSPEED = ("kd", "teacher_pyramid", "cmapkd uniform, top level", "cmapkd alsn, learned alpha")
+THROUGH_DEEPSPEED = (
+    "kd",
+    "clip_kd with every term",
+    "fitnet hint",
+    "c2kd",
+    "llava_kd dpt",
+    "llava_kd dft",
+    "teacher_pyramid",
+    "cmapkd uniform, top level",
+    "cmapkd alsn, learned alpha",
+)
 
 
 def trained(case: str, rank: int, ranks: int, accumulation: int) -> tuple[dict[str, Tensor], list[float]]:

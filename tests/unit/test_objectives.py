@@ -280,11 +280,18 @@ STAGES: dict[str, list[dict[str, Any]]] = {
         {"trains": ("pyramid",)},
     ],
     "teacher_pyramid": [{"trains": ("pyramid",)}],
+    "llava_kd": [
+        {"name": "dpt", "trains": ("projections",)},
+        *({"name": name, "trains": ("student",)} for name in ("sft", "dft")),
+    ],
+    "fitnet": [{"name": "hint", "trains": ("student", "heads")}, {"name": "kd", "trains": ("student", "heads")}],
 }
 CASES = [(method, of) for method in objectives.known() for of in STAGES.get(method, [{"trains": ("student", "heads")}])]
 
 
-@pytest.mark.parametrize(("method", "of"), CASES, ids=[f"{method}-{'+'.join(of['trains'])}" for method, of in CASES])
+@pytest.mark.parametrize(
+    ("method", "of"), CASES, ids=[f"{method}-{of.get('name', '')}-{'+'.join(of['trains'])}" for method, of in CASES]
+)
 def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(
     method: str, of: dict[str, Any], one_rank: None
 ) -> None:
@@ -292,7 +299,7 @@ def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(
     described = tiny.stage(**of)
     module, teacher = tiny.setup(method, described)
     groups = {name: module.group_of(name) for name, _ in module.named_parameters()}
-    assert set(groups.values()) <= {"student", "pyramid", "alsn", "heads", "unused"}
+    assert set(groups.values()) <= {"student", "projections", "pyramid", "alsn", "heads", "unused"}
     before = {name: value.clone().flatten() for name, value in module.state_dict().items()}
     before_teacher = {name: value.clone() for name, value in teacher.state_dict().items()} if teacher else {}
     engine = tiny.engine(module, teacher, described, batch=4)

@@ -16,7 +16,7 @@ from open_clip.loss import ClipLoss, DistillClipLoss
 from torch import Tensor
 
 from cmapkd.models.pyramid import LANGUAGE, VISUAL
-from cmapkd.objectives.terms import alignment, contrastive, intra, relation
+from cmapkd.objectives.terms import alignment, contrastive, features, gradients, intra, patches, ranking, relation
 
 NAMES = ("pooled", "language", "visual_as_language", "language_as_visual")
 batches = st.integers(1, 6)
@@ -30,6 +30,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
     return F.normalize(normal(*shape, seed=seed), dim=-1)
+
+
+def units(features: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Two modalities' embeddings, normalised."""
+    return F.normalize(features[0], dim=-1), F.normalize(features[1], dim=-1)
+
+
+def of_channels(maps: Tensor) -> Tensor:
+    """Maps (B, C, h, w) normalised over channels."""
+    return features.normed(maps.movedim(1, -1)).movedim(-1, 1)
 
 
 def pyramid(batch: int, visual: int, language: int, channels: int = 5, text: int = 7, seed: int = 0) -> tuple[Tensor, ...]:
@@ -249,6 +259,28 @@ TERMS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...], tuple
     ),
     "sample_relation": (lambda s, t: relation.sample_relation(s[0], t[0]), ((5,),), ((3,),)),
     "layer_relation": (lambda s, t: relation.layer_relation(s[0], t[0]), ((4, 5),), ((4, 6),)),
+    "gradient_distillation": (
+        lambda s, t: gradients.gradient_distillation(units(s), units(t), 4.0, 9.0), ((5,), (5,)), ((5,), (5,)),
+    ),
+    "map_regression": (
+        lambda s, t: features.map_regression(of_channels(s[0]), of_channels(t[0])).mean(), ((4, 3, 3),), ((4, 5, 6),),
+    ),
+    "token_regression": (
+        lambda s, t: features.token_regression(features.normed(s[0]), features.normed(t[0]), torch.arange(3) < 2).mean(),
+        ((3, 6),), ((3, 6),),
+    ),
+    "patch_relation": (
+        lambda s, t: patches.patch_relation(F.normalize(s[0], dim=-1), F.normalize(t[0], dim=-1)).mean(), ((4, 5),), ((4, 3),),
+    ),
+    "selected_kl": (
+        lambda s, t: ranking.selected_kl(
+            4 * contrastive.similarity(*units(t))[0], 9 * contrastive.similarity(*units(s))[0], t[2].sign().clamp(min=0)
+        ),
+        ((5,), (5,)), ((3,), (3,), ()),
+    ),
+    "distil_logits": (
+        lambda s, t: contrastive.distil_logits(contrastive.row_kl, units(s), units(t), 4.0, 9.0), ((5,), (5,)), ((3,), (3,)),
+    ),
 }  # fmt: skip
 
 

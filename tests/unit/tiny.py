@@ -116,7 +116,8 @@ def setup(method: str, of: StageConfig, seed: int = 0, **options: Any) -> tuple[
         module = Distillation(pupil, objective(method, of, pupil.shapes(), above.shapes(), seed=seed + 2, **options))
         with seeded(seed + 3):
             pyramid = Pyramid(above.shapes(), **PYRAMID) if uses_pyramid(method) else None
-        teacher = Teacher(above, pyramid, of, module.objective.needs_taps)
+        teacher = Teacher(above, pyramid, of, module.objective.needs_taps, module.objective.needs_patches)
+        teacher = teacher if module.objective.needs_teacher else None
     module.freeze_all_but(of.trains)
     return module, teacher
 

@@ -6,6 +6,8 @@ exists on no rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,9 +30,34 @@ def info_nce(rows: Tensor, columns: Tensor, scale: Tensor | float) -> Tensor:
     Returns:
         Mean over the local rows and both directions, ().
     """
-    forth, back = similarity(rows, columns)
+    return (diagonal_cross_entropy(rows, columns, scale) + diagonal_cross_entropy(columns, rows, scale)) / 2
+
+
+def diagonal_cross_entropy(rows: Tensor, columns: Tensor, scale: Tensor | float) -> Tensor:
+    """CE(scale rows columns^T): row i belongs to column i. Mean over the local rows, ()."""
     target = torch.arange(len(rows), device=rows.device) + offset(len(rows))
-    return (F.cross_entropy(scale * forth, target) + F.cross_entropy(scale * back, target)) / 2
+    return F.cross_entropy(scale * (rows @ gather(columns).T), target)
+
+
+def distil_logits(
+    divergence: Callable[[Tensor, Tensor], Tensor],
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    scale: Tensor | float,
+    teacher_scale: Tensor | float,
+) -> Tensor:
+    """A divergence of the teacher's rows from the student's, averaged over image to text and text to image.
+
+    Args:
+        divergence: `row_cross_entropy` or `row_kl`.
+        student, teacher: L2-normalised embeddings of both modalities, (b, E) and (b, E') each.
+        scale, teacher_scale: inverse temperatures.
+
+    Returns:
+        ()
+    """
+    pairs = zip(similarity(*teacher), similarity(*student), strict=True)
+    return torch.stack([divergence(teacher_scale * theirs, scale * ours) for theirs, ours in pairs]).mean()
 
 
 def row_cross_entropy(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -40,5 +67,10 @@ def row_cross_entropy(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
 def row_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """KL(softmax(teacher) || softmax(student)), mean over rows; leading dimensions are kept. (..., b, B) -> (...)"""
+    return kl_of_rows(teacher_logits, student_logits).mean(dim=-1)
+
+
+def kl_of_rows(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)) of each row. (..., B) -> (...)"""
     teacher, student = F.log_softmax(teacher_logits, dim=-1), F.log_softmax(student_logits, dim=-1)
-    return (teacher.exp() * (teacher - student)).sum(dim=-1).mean(dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(dim=-1)
