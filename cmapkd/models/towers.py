@@ -55,12 +55,23 @@ class TowerOutputs:
 
 @dataclass(frozen=True)
 class TapShapes:
-    """Widths and the image grid of a model's taps: what a pyramid needs to be built for it."""
+    """Sizes of a model: what the modules of an objective (pyramid, prompts, projector) need to be built for it.
+
+    Attributes:
+        image_width, text_width: of the tokens in the blocks of the two towers.
+        grid: patches along the height and the width of a picture.
+        context_length: tokens of a text.
+        image_layers, text_layers: blocks of the two towers.
+        embed_dim: of the embeddings, before normalisation.
+    """
 
     image_width: int
     text_width: int
     grid: tuple[int, int]
     context_length: int
+    image_layers: int
+    text_layers: int
+    embed_dim: int
 
 
 def quarter_depths(depth: int) -> tuple[int, int, int, int]:
@@ -173,16 +184,22 @@ class Tapped(nn.Module):
         super().__init__()
         self.model = model
         self._image_indices = list(quarter_depths(_vision_depth(model)))
-        self._hugging_face = not _has_resblocks(_text_tower(model))
+        self._hugging_face = not _has_resblocks(text_tower(model))
         if self._hugging_face:
-            depth = int(_text_tower(model).config.num_hidden_layers)
+            depth = int(text_tower(model).config.num_hidden_layers)
             self._text_indices = list(quarter_depths(depth))
         else:
             self._text_indices = list(quarter_depths(len(_text_blocks(model))))
 
-    def forward(self, images: Tensor, tokens: Tensor, taps: bool = True) -> TowerOutputs:
-        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N)."""
+    def forward(self, images: Tensor, tokens: Tensor | None, taps: bool = True) -> TowerOutputs:
+        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N).
+
+        Without taps ``tokens`` may be None: the text tower is not run, and ``text`` is empty, (B, 0).
+        """
         scale = self.model.logit_scale.exp()
+        if tokens is None:
+            assert not taps
+            return TowerOutputs(self.model.encode_image(images, normalize=True), images.new_zeros(len(images), 0), scale)
         if not taps:
             return TowerOutputs(
                 self.model.encode_image(images, normalize=True), self.model.encode_text(tokens, normalize=True), scale
@@ -193,14 +210,14 @@ class Tapped(nn.Module):
         else:
             read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
             text, text_taps = read["text_features"], read["text_intermediates"]
-            summary, mask = self._summary(tokens)
+            summary, mask = self.summary(tokens)
         return TowerOutputs(
             seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary
         )
 
-    def _summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Position (B,) of the token that open_clip pools (CLIP: end-of-text), and what of ``tokens`` is no padding (B, N)."""
-        tower = _text_tower(self.model)
+        tower = text_tower(self.model)
         own = tower is self.model  # where the text tower's settings carry a prefix
         pool = str(getattr(tower, "text_pool_type" if own else "pool_type"))
         place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)  # (B, N)
@@ -220,12 +237,14 @@ class Tapped(nn.Module):
 
     def shapes(self) -> TapShapes:
         """Widths and grid of the taps."""
-        visual, text = self.model.visual, _text_tower(self.model)
+        visual, text = self.model.visual, text_tower(self.model)
         size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size, visual.image_size)
         patch = visual.patch_size if isinstance(visual.patch_size, tuple) else (visual.patch_size, visual.patch_size)
         width = int(text.config.hidden_size) if self._hugging_face else int(_text_blocks(self.model)[0].attn.embed_dim)
         context = int(getattr(self.model, "context_length", 77) or 77)
-        return TapShapes(int(visual.transformer.width), width, (size[0] // patch[0], size[1] // patch[1]), context)
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        layers = self._image_indices[-1] + 1, self._text_indices[-1] + 1
+        return TapShapes(int(visual.transformer.width), width, grid, context, *layers, int(visual.output_dim))
 
 
 def _vision_depth(model: Any) -> int:
@@ -240,7 +259,7 @@ def _vision_depth(model: Any) -> int:
     return len(blocks)
 
 
-def _text_tower(model: Any) -> Any:
+def text_tower(model: Any) -> Any:
     """The text tower: `model.text`, or the model itself where its class keeps the text tower at the top level."""
     return getattr(model, "text", model)
 
@@ -250,7 +269,7 @@ def _has_resblocks(tower: Any) -> bool:
 
 
 def _text_blocks(model: Any) -> Any:
-    return _text_tower(model).transformer.resblocks  # type: ignore[union-attr,return-value]
+    return text_tower(model).transformer.resblocks  # type: ignore[union-attr,return-value]
 
 
 @contextmanager
