@@ -215,9 +215,8 @@ class PromptKDConfig(MethodConfig):
 
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         # The teacher's prompts are a stage of their own, whose address is in the settings.
-        excluded = {"schedule", "lr_scale", "teacher_prompts"} | (
-            {"student_prompt_layers"} if not self.student_prompts else set()
-        )
+        excluded = {"schedule", "lr_scale", "teacher_prompts"}
+        excluded |= set() if self.student_prompts else {"student_prompt_layers"}
         return self.model_dump(mode="json", exclude=excluded)
 
 

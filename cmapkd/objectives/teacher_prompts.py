@@ -5,9 +5,10 @@ ICCV 2023).
 
 V, T are the un-prompted embeddings and V~, T~ the prompted ones, Z = S V T^T with the teacher's own frozen scale; KL is the
 mean over rows, and 1 / B makes it PromptSRC's mean over all logits. Trained are deep prompts of both towers alone
-(`cmapkd/models/prompts.py`). Adapted: there are no classes, so the captions of the global batch take their place, both ways;
-training captions instead of 16 pictures a class; AdamW like every training of an experiment, where the paper has SGD with
-5e-3; PromptSRC's Gaussian average of the prompts over epochs and its averaged text templates are left out. In the loop this objective's "student" is the teacher with prompts, and its teacher the same without.
+(`cmapkd/models/prompts.py`). In the loop this objective's "student" is the teacher with prompts, its teacher the same
+without. Adapted: there are no classes, so the captions of the global batch take their place, both ways; all training
+captions instead of 16 pictures a class; AdamW like every training of an experiment, where the paper has SGD with 5e-3;
+PromptSRC's Gaussian average of the prompts over epochs and its averaged text templates are left out.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def load_inference(settings: Mapping[str, Any], directory: Path) -> nn.Module:
     surroundings = Surroundings(stage, settings["method"], student.shapes(), above.shapes(), settings["pyramid"])
     objective = objectives.build(settings["method"]["method"], surroundings)
     load_objective(objective, directory / OBJECTIVE)
-    return objective.inference(student, teacher).eval()
+    return objective.inference(student, teacher).eval().requires_grad_(False)
 
 
 def _check_vocabularies(teacher: towers.Tapped, student: towers.Tapped) -> None:

@@ -177,7 +177,7 @@ def test_masked_mean() -> None:
 
 def whole(smoothing: str = "dense") -> Pyramid:
     with seeded(0):
-        return Pyramid(TapShapes(WIDTH, 8, (3, 3), 9), CHANNELS, 12, smoothing, 3, 2)  # type: ignore[arg-type]
+        return Pyramid(TapShapes(WIDTH, 8, (3, 3), 9, 4, 4, 16), CHANNELS, 12, smoothing, 3, 2)  # type: ignore[arg-type]
 
 
 def outputs(lengths: Sequence[int] = (9, 4, 2), grid: int = 3, seed: int = 0) -> TowerOutputs:

@@ -167,8 +167,8 @@ def test_summary_is_the_token_that_open_clip_pools(custom_text: bool, pool: str,
 
 
 def test_shapes_of_odd_and_even_grids() -> None:
-    assert tiny.student().shapes() == towers.TapShapes(32, 32, (3, 3), tiny.CONTEXT)
-    assert tiny.teacher_model().shapes() == towers.TapShapes(48, 32, (6, 6), tiny.CONTEXT)
+    assert tiny.student().shapes() == towers.TapShapes(32, 32, (3, 3), tiny.CONTEXT, 4, 4, 16)
+    assert tiny.teacher_model().shapes() == towers.TapShapes(48, 32, (6, 6), tiny.CONTEXT, 5, 4, 24)
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
