@@ -3,21 +3,25 @@
 Jia et al., "Visual Prompt Tuning", ECCV 2022 (vision); Khattak et al., "MaPLe", CVPR 2023 (text), without the coupling of
 the two: the independent vision-language prompts of PromptSRC and PromptKD.
 
-    vision   [CLS, patches, P]      appended; the first ones pass `ln_pre`, as the other tokens do, and no position is added
-    text     [SOT, P, words, EOT]   after start-of-text, with the positions there; the context keeps its length
+    vision   [CLS, patches, P]      appended; the first ones pass `ln_pre`, as the other tokens do
+    text     [SOT, P, words, EOT]   after start-of-text; the causal mask grows with the sequence
 
 Before block i the prompts of layer i take the place of what is left of those of layer i - 1; after the last prompted layer
-they stay in the sequence as they are. In text the place is made among the tokens, as the templates of those papers do
-("X X X X a photo ..."), so that positions, causal mask and pooling are open_clip's own. Words beyond the context are cut
-off, end-of-text is kept. Adapted: text prompts start from random values, not from the words "a photo of a".
+they stay in the sequence as they are, and after the last block they are taken out, so pooling never sees them.
+
+Adapted, in text: those papers put prompts in the place of a template ("a photo of a"), from which they start and whose
+positions they get, and the class name follows. A caption has no template: here prompts start from random values and have no
+positions (as in vision), and the words keep those they were trained with. So no caption is cut off, and a tower with new
+prompts is close to the one without, also where the context is short.
 
 No forward code is copied: the tokens are exchanged by hooks on open_clip's blocks that live during one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,13 +48,6 @@ class Prompts(nn.Module):
 
     def __init__(self, shapes: TapShapes, tokens: int, layers: int, text: bool = True) -> None:
         super().__init__()
-        if text and tokens > shapes.context_length - 3:  # start, end and a word
-            raise UserError(
-                key="teacher_prompts.tokens",
-                value=tokens,
-                reason=f"leaves no place for words in a context of {shapes.context_length} tokens",
-                fix="use fewer",
-            )
         depth = min(layers, shapes.image_layers), min(layers, shapes.text_layers)
         self.vision = nn.Parameter(_DEVIATION * torch.randn(depth[0], tokens, shapes.image_width))
         self.text = nn.Parameter(_DEVIATION * torch.randn(depth[1], tokens, shapes.text_width)) if text else None
@@ -71,60 +68,47 @@ class Prompts(nn.Module):
         """Prompted text embeddings of ``tokens`` (B, N), (B, E); the un-prompted ones where there are no text prompts.
 
         Raises:
-            UserError: the text tower is not one of open_clip's own that reads from start-of-text to end-of-text.
+            UserError: the text tower is not one of open_clip's own.
         """
         if self.text is None:
             return model.model.encode_text(tokens, normalize=normalize)
         tower = text_tower(model.model)
-        _check(tower)
-        count = self.text.shape[1]
-        tokens = make_room(tokens, count, model.summary(tokens)[0])
-        with _inserted(tower.transformer.resblocks, self.text, tower.positional_embedding[1 : 1 + count]):
+        if not hasattr(getattr(tower, "transformer", None), "resblocks"):
+            raise UserError(
+                key="teacher.model",
+                value=type(tower).__name__,
+                reason="text prompts are put before the blocks of open_clip's own text tower, which this model does not have",
+                fix="choose a teacher whose text tower is that of CLIP, or leave PromptKD out",
+            )
+        with _inserted(tower.transformer.resblocks, self.text, causal=tower.attn_mask is not None):
             return model.model.encode_text(tokens, normalize=normalize)
 
 
-def make_room(tokens: Tensor, count: int, end: Tensor) -> Tensor:
-    """Free the ``count`` places after start-of-text.
-
-    Args:
-        tokens: (B, N).
-        end: position of end-of-text, (B,).
-
-    Returns:
-        (B, N): start-of-text repeated in the free places, as any token would do that is no padding and no end; then the
-        text, cut off so that its end-of-text still fits in.
-    """
-    start, rest = tokens[:, :1], tokens[:, 1 : tokens.shape[1] - count]
-    moved = torch.cat([start, start.expand(-1, count), rest], dim=1)  # (B, N)
-    last = tokens.gather(1, end[:, None])[:, 0]  # (B,)
-    moved[:, -1] = torch.where(end + count >= tokens.shape[1] - 1, last, moved[:, -1])
-    return moved
-
-
-def _check(tower: Any) -> None:
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    if not hasattr(getattr(tower, "transformer", None), "resblocks") or pool not in ("argmax", "eos"):
-        raise UserError(
-            key="teacher.model",
-            value=type(tower).__name__,
-            reason="text prompts take the places after start-of-text, which this text tower does not have",
-            fix="choose a teacher whose text tower is that of CLIP, or leave PromptKD out",
-        )
+_Exchange = Callable[[Tensor, Tensor, int], Tensor]  # tokens, prompts of the layer, layer
 
 
 @contextmanager
-def _hooks(blocks: Any, prompts: Tensor, exchange: Any, restore: Any = None) -> Iterator[None]:
-    """Before the first blocks, ``exchange(tokens, prompts of the layer, layer)``; after the last one, ``restore(tokens)``."""
-    handles = []
-    if prompts.shape[1]:
-        for layer, (block, own) in enumerate(zip(blocks, prompts, strict=False)):
+def _hooks(
+    blocks: Any, prompts: Tensor, exchange: _Exchange, restore: Callable[[Tensor], Tensor], mask: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """``exchange`` the tokens before the prompted blocks, ``mask`` attention in all, ``restore`` after the last."""
+    if not prompts.shape[1]:
+        yield
+        return
+    grown: list[Tensor] = []  # the mask is the same for all blocks
 
-            def before(module: nn.Module, inputs: Any, own: Tensor = own, layer: int = layer) -> Any:
-                return exchange(inputs[0], own.to(inputs[0].dtype), layer), *inputs[1:]
+    def before(layer: int, module: nn.Module, inputs: Any, options: Any) -> Any:
+        x = inputs[0]
+        if layer < len(prompts):
+            x = exchange(x, prompts[layer].to(x.dtype), layer)
+        if options.get("attn_mask") is not None:
+            if not grown:
+                grown.append(mask(options["attn_mask"]))
+            options = {**options, "attn_mask": grown[0]}
+        return (x, *inputs[1:]), options
 
-            handles.append(block.register_forward_pre_hook(before))
-        if restore is not None:
-            handles.append(blocks[-1].register_forward_hook(lambda module, inputs, output: restore(output)))
+    handles = [block.register_forward_pre_hook(partial(before, layer), with_kwargs=True) for layer, block in enumerate(blocks)]
+    handles.append(blocks[-1].register_forward_hook(lambda module, inputs, output: restore(output)))
     try:
         yield
     finally:
@@ -133,22 +117,38 @@ def _hooks(blocks: Any, prompts: Tensor, exchange: Any, restore: Any = None) -> 
 
 
 def _appended(blocks: Any, prompts: Tensor, first: nn.Module) -> Any:
-    """Prompts at the end of the sequence; they are taken off after the last block, so pooling never sees them."""
+    """Prompts at the end of the sequence."""
     count = prompts.shape[1]
 
     def exchange(x: Tensor, own: Tensor, layer: int) -> Tensor:
         own = (first(own) if layer == 0 else own).expand(len(x), -1, -1)  # (B, count, D)
         return torch.cat([x if layer == 0 else x[:, :-count], own], dim=1)
 
-    return _hooks(blocks, prompts, exchange, lambda x: x[:, :-count])
+    return _hooks(blocks, prompts, exchange, lambda x: x[:, :-count], lambda mask: mask)  # no image tower has a mask
 
 
-def _inserted(blocks: Any, prompts: Tensor, positions: Tensor) -> Any:
-    """Prompts in the places 1 .. count of a sequence whose length stays the same."""
+def _inserted(blocks: Any, prompts: Tensor, causal: bool) -> Any:
+    """Prompts after the first token."""
     count = prompts.shape[1]
 
     def exchange(x: Tensor, own: Tensor, layer: int) -> Tensor:
-        own = (own + positions.to(own.dtype) if layer == 0 else own).expand(len(x), -1, -1)  # (B, count, D)
-        return torch.cat([x[:, :1], own, x[:, 1 + count :]], dim=1)
+        rest = x[:, 1:] if layer == 0 else x[:, 1 + count :]
+        return torch.cat([x[:, :1], own.expand(len(x), -1, -1), rest], dim=1)
 
-    return _hooks(blocks, prompts, exchange)
+    def grow(mask: Tensor) -> Tensor:
+        return grown_mask(mask, count, causal)
+
+    return _hooks(blocks, prompts, exchange, lambda x: torch.cat([x[:, :1], x[:, 1 + count :]], dim=1), grow)
+
+
+def grown_mask(mask: Tensor, count: int, causal: bool) -> Tensor:
+    """An additive attention mask for ``count`` prompts after the first token, (..., N, N) -> (..., N + count, N + count).
+
+    To the others, a prompt is what the first token is; among themselves and the first token they are causal or not.
+    """
+    places = torch.arange(mask.shape[-1], device=mask.device)
+    places = torch.cat([places.new_zeros(count), places])  # (N + count,)
+    grown = mask[..., places, :][..., places]
+    if causal:
+        grown[..., : 1 + count, : 1 + count] = torch.full((1 + count, 1 + count), -torch.inf).triu(1)
+    return grown

@@ -210,12 +210,12 @@ class Tapped(nn.Module):
         else:
             read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
             text, text_taps = read["text_features"], read["text_intermediates"]
-            summary, mask = self.summary(tokens)
+            summary, mask = self._summary(tokens)
         return TowerOutputs(
             seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary
         )
 
-    def summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Position (B,) of the token that open_clip pools (CLIP: end-of-text), and what of ``tokens`` is no padding (B, N)."""
         tower = text_tower(self.model)
         own = tower is self.model  # where the text tower's settings carry a prefix

@@ -38,9 +38,12 @@ from cmapkd.plan import make_plan
         # misspelt names
         (
             {"runs__KD__method": "fitnet"},
-            "runs.KD.method = 'fitnet': not one of scratch, kd, cmapkd; known: cmapkd, kd, scratch",
+            "runs.KD.method = 'fitnet': not one of scratch, kd, cmapkd, promptkd; known: cmapkd, kd, promptkd, scratch",
         ),
-        ({"runs__KD__method": "cmapdk"}, "runs.KD.method = 'cmapdk': not one of scratch, kd, cmapkd; did you mean 'cmapkd'?"),
+        (
+            {"runs__KD__method": "cmapdk"},
+            "runs.KD.method = 'cmapdk': not one of scratch, kd, cmapkd, promptkd; did you mean 'cmapkd'?",
+        ),
         ({"datasets__pictures__source": "emoji"}, "datasets.pictures.source = 'emoji': not one of"),
         ({"datasets__pictures__source": "emoji"}, "did you mean 'emoji_scenes'?"),
         (

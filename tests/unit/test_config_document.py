@@ -23,7 +23,7 @@ from cmapkd.plan import make_plan
 WITHOUT_UNIT = {
     "lr", "lr_scale", "group_lr", "betas", "eps", "weight_decay", "weight", "beta", "gamma", "intra", "align", "relation",
     "task", "manual_weights", "entropy_weight", "temperature", "temperature_kd", "teacher_scale", "dropout", "heads",
-    "hidden", "ratio", "seed", "seeds",
+    "hidden", "ratio", "seed", "seeds", "image_weight", "text_weight", "logits_weight",
 }  # fmt: skip
 
 # ---- documentation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,7 +279,7 @@ def test_its_cost_is_that_of_the_projected_student_and_the_teachers_text_tower(t
     ours, plain, teacher = costs.values()
     own = 4 * 4 * 32  # the teacher's text prompts: 4 in each of 4 blocks
     assert ours["text_parameters"] == teacher["text_parameters"] + own
-    assert ours["text_flops"] == teacher["text_flops"] != 0  # the context keeps its length
+    assert teacher["text_flops"] * 1.2 < ours["text_flops"] < teacher["text_flops"] * 1.5  # 16 tokens instead of 12
     prompts, projector = 4 * 2 * 32, 16 * 24 + 2 * 24 + 24 * 24 + 24
     assert ours["image_parameters"] == plain["image_parameters"] + prompts + projector
     assert ours["image_flops"] > plain["image_flops"] + 2 * (16 * 24 + 24 * 24)

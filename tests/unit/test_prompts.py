@@ -13,7 +13,7 @@ from torch import Tensor
 from cmapkd.errors import UserError
 from cmapkd.models import towers
 from cmapkd.models.projector import GlobalBatchNorm, Projector
-from cmapkd.models.prompts import Prompts, make_room
+from cmapkd.models.prompts import Prompts, grown_mask
 
 MODELS = {"CLIP": tiny.student, "CustomTextCLIP": tiny.teacher_model}
 
@@ -64,16 +64,15 @@ def prompted_image(model: Any, prompts: Tensor, images: Tensor) -> Tensor:
 
 
 def prompted_text(model: Any, prompts: Tensor, tokens: Tensor) -> Tensor:
-    """[SOT, P, words, EOT, padding] through the blocks, one sentence after the other."""
+    """[SOT, P, words, EOT] through the blocks, one sentence after the other and without padding."""
     tower = getattr(model, "text", model)
     layers, count, _ = prompts.shape
     rows = []
     for sentence in tokens:
         length = int(sentence.argmax()) + 1
-        words = tower.token_embedding(sentence[:length])
-        x = torch.cat([words[:1], prompts[0], words[1:]]) + tower.positional_embedding[: length + count]
-        mask = torch.full((len(x), len(x)), -torch.inf).triu(1)  # words see what is before them, and prompts are
-        x = x[None]
+        words = tower.token_embedding(sentence[:length]) + tower.positional_embedding[:length]
+        x = torch.cat([words[:1], prompts[0], words[1:]])[None]
+        mask = torch.full((length + count, length + count), -torch.inf).triu(1)  # each sees what is before it, prompts too
         for layer, block in enumerate(tower.transformer.resblocks):
             if 0 < layer < layers:
                 x = torch.cat([x[:, :1], prompts[layer][None], x[:, 1 + count :]], dim=1)
@@ -84,7 +83,7 @@ def prompted_text(model: Any, prompts: Tensor, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layers", [1, 3, 9])
 def test_prompts_are_where_the_papers_put_them(model: towers.Tapped, layers: int) -> None:
-    images, tokens = tiny.images(4), tiny.tokens(4, longest=tiny.CONTEXT - 5)
+    images, tokens = tiny.images(4), tiny.tokens(4)
     prompts = prompts_for(model, 3, layers)
     assert prompts.vision is not None and prompts.text is not None
     depth = model.shapes().image_layers, model.shapes().text_layers
@@ -106,25 +105,30 @@ def test_every_prompt_gets_a_gradient_and_padding_does_not_matter(model: towers.
     torch.testing.assert_close(prompts.encode_text(model, padded), outputs.text)
 
 
-def test_room_is_made_after_start_and_the_end_is_kept() -> None:
-    tokens = torch.tensor([[62, 1, 63, 0, 0, 0], [62, 1, 2, 63, 0, 0], [62, 1, 2, 3, 63, 0], [62, 1, 2, 3, 4, 63]])
-    moved = make_room(tokens, 2, tokens.argmax(dim=1))
-    assert moved.tolist() == [[62, 62, 62, 1, 63, 0], [62, 62, 62, 1, 2, 63], *[[62, 62, 62, 1, 2, 63]] * 2]
-    assert torch.equal(make_room(tokens, 0, tokens.argmax(dim=1)), tokens)
+def test_a_mask_grows_by_the_prompts() -> None:
+    inf = -torch.inf
+    causal = torch.full((3, 3), inf).triu(1)
+    assert torch.equal(grown_mask(causal, 2, causal=True), torch.full((5, 5), inf).triu(1))
+    padding = torch.tensor([[0.0, 0.0, inf]]).expand(2, 3, 3)  # the last token is padding, of both sentences
+    assert torch.equal(grown_mask(padding, 2, causal=False), torch.tensor([[0.0] * 4 + [inf]]).expand(2, 5, 5))
 
 
-def test_more_prompts_than_a_context_has_places_are_refused() -> None:
-    shapes = tiny.student().shapes()
-    Prompts(shapes, tiny.CONTEXT - 3, 9)
-    with pytest.raises(UserError, match=r"teacher_prompts\.tokens = 10.*context of 12"):
-        Prompts(shapes, tiny.CONTEXT - 2, 9)
-    Prompts(shapes, 50, 9, text=False)
+@pytest.mark.parametrize("text", [{"pool_type": "last", "no_causal_mask": True}, {"embed_cls": True, "pool_type": "last"}])
+def test_other_text_towers_of_open_clip_take_prompts_too(text: dict[str, Any]) -> None:
+    """Without causal mask, and with a [CLS] token at the end and a padding mask for each sentence."""
+    model = tiny.model(name="tiny-other", custom_text=True, **text).eval()
+    tokens = tiny.tokens(4)
+    prompts = prompts_for(model, 2, 3)
+    assert not torch.allclose(prompts.encode_text(model, tokens), model(tiny.images(4), tokens, taps=False).text, atol=1e-2)
+    rows = [prompts.encode_text(model, row[None])[0] for row in tokens]
+    torch.testing.assert_close(torch.stack(rows), prompts.encode_text(model, tokens), atol=1e-5, rtol=1e-4)
 
 
-def test_a_text_tower_without_start_of_text_is_refused() -> None:
-    model = tiny.model(name="tiny-last", custom_text=True, pool_type="last")
-    with pytest.raises(UserError, match="places after start-of-text"):
-        Prompts(model.shapes(), 2, 9).encode_text(model, tiny.tokens(2))
+def test_a_text_tower_without_blocks_of_open_clip_is_refused() -> None:
+    model = tiny.student()
+    del model.model.transformer
+    with pytest.raises(UserError, match="blocks of open_clip's own text tower"):
+        Prompts(tiny.student().shapes(), 2, 9).encode_text(model, tiny.tokens(2))
 
 
 # --- projector -------------------------------------------------------------------------------------------------------
