@@ -17,6 +17,9 @@ Adapted:
 - AdamW like every method here, where the paper has SGD with 5e-3; the batch norm's statistics are of the global batch.
 - The student's text tower is not used: inference needs the teacher's, with its prompts, and costs are counted so.
 
+What it does not do: a row's softmax is the same when all its logits are shifted, so a picture's offset over all texts is
+free. Image to text is taught directly, text to image only as far as W leaves the embedding no other choice.
+
 Stage 1, which learns the teacher's prompts, is `cmapkd/objectives/teacher_prompts.py`.
 """
 

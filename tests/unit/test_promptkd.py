@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from cmapkd.models import towers
 from cmapkd.objectives.promptkd import PromptKD
 from cmapkd.plan import Plan, make_plan
 from cmapkd.runs import collect_run
+from cmapkd.training import checkpoints
+from cmapkd.training.engine import Engine
 from cmapkd.training.loop import train_stage
 from cmapkd.training.stages import OBJECTIVE, Teacher, load_inference, load_prompts
 
@@ -112,6 +115,48 @@ def test_trained_are_the_image_tower_and_the_heads() -> None:
         expected = "student" if ".visual." in name else "heads" if name.startswith("objective.") else "unused"
         assert group == expected, name
     assert {name.split(".")[1] for name, group in groups.items() if group == "heads"} == {"prompts", "projector"}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def taken(engine: Engine, first: int, last: int) -> list[float]:
+    """Losses of some steps."""
+    return [
+        float(engine.step({"image": tiny.images(4, seed=i), "text": tiny.tokens(4, seed=i)}, i).total.detach())
+        for i in range(first, last)
+    ]
+
+
+@pytest.mark.parametrize("method", ["promptkd", "teacher_prompts"])
+def test_a_resumed_training_goes_on_exactly(method: str, tmp_path: Path, one_rank: None) -> None:
+    """Prompts, projector and running statistics are in the checkpoint; the bank is made again."""
+    of = tiny.stage(trains=("student", "heads") if method == "promptkd" else ("heads",))
+
+    def engine() -> Engine:
+        return tiny.engine(*tiny.setup(method, of, **({"student_prompts": 2} if method == "promptkd" else {})), of, 4)
+
+    whole, first, second = engine(), engine(), engine()
+    losses = taken(whole, 0, 4)
+    assert taken(first, 0, 2) == losses[:2]
+    checkpoints.save(first, tmp_path, 2, "origin")
+    assert checkpoints.resume(second, tmp_path, "origin") == 2
+    assert taken(second, 2, 4) == losses[2:]
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(second.module.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("method", ["promptkd", "teacher_prompts"])
+def test_bf16_with_partitioned_optimiser_states(method: str, one_rank: None) -> None:
+    """Statistics and bank stay in fp32."""
+    config = json.loads((planning.CONFIG / "deepspeed" / "bf16-zero1.json").read_text())
+    of = tiny.stage(trains=("student", "heads") if method == "promptkd" else ("heads",), lr=5e-3)
+    module, teacher = tiny.setup(method, of, **({"student_prompts": 2} if method == "promptkd" else {}))
+    engine = Engine(module, teacher, of, {**tiny.TRAINING, "global_batch": 8}, config, 8, torch.device("cpu"))
+    losses = [float(engine.step({"image": tiny.images(8), "text": tiny.tokens(8)}, step).total.detach()) for step in range(8)]
+    assert losses[-1] < losses[0]
+    assert {parameter.dtype for parameter in engine.module.parameters()} == {torch.bfloat16}
+    assert all(buffer.dtype == torch.float32 for buffer in engine.module.objective.buffers())
 
 
 # --- a whole run -----------------------------------------------------------------------------------------------------
