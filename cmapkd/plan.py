@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cmapkd.config.methods import StageConfig
+from cmapkd.config.methods import PromptKDConfig, StageConfig, TeacherPromptsConfig
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
@@ -74,6 +74,14 @@ class Plan:
         raise UserError(
             key="run", value=directory, reason="is not in the plan", fix=nearest(directory, [r.directory for r in self.runs])
         )
+
+    def deployed_teacher(self, run: Run) -> dict[str, str]:
+        """Addresses of the stages of the teacher that inference with a run's result needs, by their key in its settings."""
+        method = self.experiment.runs.get(run.name)
+        if method is None or not method.deploys_teacher:
+            return {}
+        settings = self.stages[run.stages[-1]].settings
+        return {key: settings[key] for key in ("teacher", "teacher_prompts") if settings.get(key)}
 
     def add(self, name: str, settings: Mapping[str, Any], parents: tuple[str | None, ...], label: str) -> str:
         """Register a stage (once) and return its address."""
@@ -190,10 +198,26 @@ def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], mode: str) -> str:
     return plan.add("teacher-pyramid", settings, (plan.teacher,), f"teacher pyramid ({mode})")
 
 
+def _add_teacher_prompts(plan: Plan, common: dict[str, Any], options: TeacherPromptsConfig) -> str:
+    stage = StageConfig(name="teacher-prompts", epochs=options.epochs, lr=options.lr, trains=("heads",))
+    settings = _settings(
+        common,
+        model_settings(plan.experiment.teacher.model, "teacher.model"),
+        plan.teacher,
+        {"method": "teacher_prompts", **options.model_dump(mode="json", exclude={"epochs", "lr", "seed"})},
+        stage,
+        options.seed,
+        parent=plan.teacher,  # the model that gets prompts
+        teacher=plan.teacher,  # the same without them
+    )
+    return plan.add("teacher-prompts", settings, (plan.teacher,), "teacher prompts")
+
+
 def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: int) -> Run:
     experiment = plan.experiment
     teacher = plan.teacher if method.uses_teacher else None
     pyramid = _add_teacher_pyramid(plan, common, method.teacher_pyramid) if method.uses_pyramid else None
+    prompts = _add_teacher_prompts(plan, common, method.teacher_prompts) if isinstance(method, PromptKDConfig) else None
     parent: str | None = None
     start = 0.0
     addresses = []
@@ -210,8 +234,9 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
             pyramid=experiment.pyramid.model_dump(mode="json") if method.uses_pyramid else None,
             parent=parent,
             start_epochs=start,
+            **({"teacher_prompts": prompts} if prompts else {}),
         )
-        parent = plan.add(stage.name, settings, (parent, teacher, pyramid), f"{name}, seed {seed}: {stage.name}")
+        parent = plan.add(stage.name, settings, (parent, teacher, pyramid, prompts), f"{name}, seed {seed}: {stage.name}")
         addresses.append(parent)
         start += stage.epochs
     if not addresses:

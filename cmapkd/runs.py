@@ -2,6 +2,9 @@
 
 results/<experiment>/runs/<run>/<seed>/student/   the distilled student, a plain open_clip directory
 results/<experiment>/runs/<run>/<seed>/run.json   the chain of stages that made it, with digests
+
+and, where inference needs more than the student (PromptKD), what it needs: ``objective.safetensors`` (the student's modules),
+``teacher/`` (an open_clip directory) and ``teacher_prompts.safetensors``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from cmapkd.files import atomic_path, read_json, sha256_of, write_json
 from cmapkd.paper.context import PaperContext, PaperRun
 from cmapkd.plan import TEACHER, Plan, Run
 
-STUDENT = "student"
+STUDENT, DEPLOYED_TEACHER = "student", "teacher"
 RUN = "run.json"
 
 
@@ -42,12 +45,23 @@ def collect_run(plan: Plan, directory: str, results: Path) -> Path:
     run = find_run(plan, directory)
     home = results / plan.experiment.name
     target = home / "runs" / run.directory
-    stages = [_stage_record(home / "stages" / address) for address in run.stages]
-    source = home / "stages" / run.stages[-1] / "model"
-    for file in sorted(source.iterdir()):
-        _link(file, target / STUDENT / file.name)
-    write_json(target / RUN, {"run": run.name, "seed": run.seed, "stages": stages})
+    deployed = plan.deployed_teacher(run)
+    stages, above = ([_stage_record(home / "stages" / address) for address in part] for part in (run.stages, deployed.values()))
+    last = home / "stages" / run.stages[-1]
+    _link_all(last / "model", target / STUDENT)
+    if "teacher" in deployed:
+        _link(last / "objective.safetensors", target / "objective.safetensors")
+        _link_all(home / "stages" / deployed["teacher"] / "model", target / DEPLOYED_TEACHER)
+    if "teacher_prompts" in deployed:
+        source = home / "stages" / deployed["teacher_prompts"] / "objective.safetensors"
+        _link(source, target / "teacher_prompts.safetensors")
+    write_json(target / RUN, {"run": run.name, "seed": run.seed, "stages": stages, "deployed_teacher": above})
     return target / RUN
+
+
+def _link_all(source: Path, target: Path) -> None:
+    for file in sorted(source.iterdir()):
+        _link(file, target / file.name)
 
 
 def _stage_record(directory: Path) -> dict[str, Any]:

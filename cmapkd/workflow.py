@@ -58,8 +58,9 @@ def stage_inputs(plan: Plan, home: str, address: str) -> list[str]:
 
 
 def run_stages(plan: Plan, home: str, directory: str) -> list[str]:
-    """Results of every stage of a run, in order."""
-    return [f"{home}/stages/{address}/stage.json" for address in find_run(plan, directory).stages]
+    """Results of every stage of a run, in order, and of those of the teacher that its inference needs."""
+    run = find_run(plan, directory)
+    return [f"{home}/stages/{address}/stage.json" for address in (*run.stages, *plan.deployed_teacher(run).values())]
 
 
 def evaluation_params(plan: Plan, directory: str) -> dict[str, str]:

@@ -60,6 +60,7 @@ class MethodConfig(Config):
     uses_pyramid: ClassVar[bool] = False
     note: ClassVar[str] = ""  # footnote of its rows in tables: what sets it apart from the published method
     stage_names: ClassVar[tuple[str, ...]] = ()  # stages that the method tells apart by name; empty: any name, all alike
+    deploys_teacher: ClassVar[bool] = False  # whether inference needs the teacher, beside or instead of the student
 
     def stages(self, schedule: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
         """The stages this run goes through, with the run's own differences worked into them."""
@@ -265,7 +266,43 @@ class CMAPKDConfig(MethodConfig):
         return self
 
 
+class TeacherPromptsConfig(Config):
+    """Prompts learned on the frozen teacher, before it teaches (stage 1 of PromptKD)."""
+
+    tokens: int = Field(4, ge=1, unit="tokens", description="prompts of each layer and modality")
+    layers: int = Field(9, ge=1, unit="blocks", description="blocks with prompts, from the first on; at most all of a tower")
+    epochs: float = Field(1.0, gt=0, unit="epochs", description="passes over the distillation data")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate (AdamW; the paper has SGD with 5e-3)")
+    image_weight: float = Field(10.0, ge=0, description="weight of the L1 distance to the un-prompted image embeddings")
+    text_weight: float = Field(25.0, ge=0, description="weight of the L1 distance to the un-prompted text embeddings")
+    logits_weight: float = Field(1.0, ge=0, description="weight of the KL to the un-prompted logits, over their number")
+    seed: int = Field(0, ge=0, description="seed of initialisation and data order; shared by the run's seeds")
+
+
+class PromptKDConfig(MethodConfig):
+    """PromptKD (Li et al. 2024): a prompted teacher and its frozen bank of text features; inference needs its text tower."""
+
+    method: Literal["promptkd"] = "promptkd"
+    weight: float = Field(1000.0, ge=0, description="weight of the KL, over the number of entries of the bank (`lambda`)")
+    temperature: float = Field(1.0, gt=0, description="divides the logits of both models (`tau`); squared on the term")
+    bank: int = Field(4096, ge=2, unit="captions", description="distinct training captions in the bank")
+    class_prompts: bool = Field(True, description="also the classes that the distillation data sets name, over templates")
+    student_prompts: int = Field(
+        0, ge=0, unit="tokens", description="prompts of each layer of the student's image tower (4 in the paper)"
+    )
+    student_prompt_layers: int = Field(9, ge=1, unit="blocks", description="blocks of the student with prompts")
+    teacher_prompts: TeacherPromptsConfig = Field(TeacherPromptsConfig(), description="how the teacher's prompts are learned")
+
+    deploys_teacher: ClassVar[bool] = True
+
+    def stage_options(self, stage: StageConfig) -> dict[str, Any]:
+        # The teacher's prompts are a stage of their own, whose address is in the settings.
+        excluded = {"schedule", "lr_scale", "teacher_prompts"}
+        excluded |= set() if self.student_prompts else {"student_prompt_layers"}
+        return self.model_dump(mode="json", exclude=excluded)
+
+
 AnyMethod = Annotated[
-    ScratchConfig | KDConfig | FitNetConfig | C2KDConfig | LLaVAKDConfig | CLIPKDConfig | CMAPKDConfig,
+    ScratchConfig | KDConfig | FitNetConfig | PromptKDConfig | C2KDConfig | LLaVAKDConfig | CLIPKDConfig | CMAPKDConfig,
     PydanticField(discriminator="method"),
 ]

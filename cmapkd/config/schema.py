@@ -161,6 +161,8 @@ DEFAULT_SCHEDULES: dict[str, tuple[StageConfig, ...]] = {
         _stage("policy", 5, 1e-4, 4, ("alsn",), "alsn"),
         _stage("joint", 10, 1e-5, 4, _ALL, "alsn", group_lr={"pyramid": 5e-6, "alsn": 5e-5}),
     ),
+    # PromptKD on a pretrained student, as in its paper: the student's prompts and the projector alone.
+    "prompts": (StageConfig(name="train", epochs=25, lr=1e-3, trains=("heads",)),),
     "one_stage": (_stage("all", 25, 5e-5, 4, _ALL, "alsn"),),
 }
 

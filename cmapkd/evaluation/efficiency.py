@@ -30,12 +30,13 @@ _LOSS_PARAMETERS = ("logit_scale", "logit_bias")
 def parameters(model: Any) -> dict[str, int]:
     """``{"image_parameters", "text_parameters", "total_parameters"}``: numbers of trainable and frozen weights.
 
+    ``model`` may be what a method is used as: PromptKD's has its projector in ``visual`` and the teacher's text tower.
     The image tower is ``model.visual`` with its projection; the text tower is the rest without the loss's scalars
     (``CLIP`` spreads it over several attributes, ``CustomTextCLIP`` has it in one); the total counts everything.
     """
     total = sum(weight.numel() for weight in model.parameters())
     image = sum(weight.numel() for weight in model.visual.parameters())
-    loss = sum(weight.numel() for name, weight in model.named_parameters() if name in _LOSS_PARAMETERS)
+    loss = sum(weight.numel() for name, weight in model.named_parameters() if name.rpartition(".")[2] in _LOSS_PARAMETERS)
     return {"image_parameters": image, "text_parameters": total - image - loss, "total_parameters": total}
 
 

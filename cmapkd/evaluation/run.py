@@ -21,7 +21,7 @@ from cmapkd.objectives.base import Surroundings
 from cmapkd.plan import Plan
 from cmapkd.provenance import Start, collect
 from cmapkd.runs import RUN, STUDENT, find_run
-from cmapkd.training.stages import OBJECTIVE, load_objective, objective_modules
+from cmapkd.training.stages import OBJECTIVE, load_inference, load_objective, objective_modules
 
 
 def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
@@ -38,10 +38,11 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
     history = read_json(source / RUN)
     settings = plan.stages[run.stages[-1]].settings
     name = settings["model"]["name"]
-    model = towers.load(source / STUDENT)
+    student = towers.load(source / STUDENT)
     towers.create(name, settings["model"]["config"], "random")  # makes a name of config/models known to the tokenizer
     tokenizer = towers.tokenizer_of(name)
-    preprocess = EvaluationTransform(towers.preprocess_of(model))
+    preprocess = EvaluationTransform(towers.preprocess_of(student))
+    model = load_inference(settings, source) if plan.deployed_teacher(run) else student
     references = experiment.evaluation.references()
     splits = {reference: _split(home, reference) for reference in references}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,7 +53,7 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
     objective = home / "stages" / run.stages[-1] / OBJECTIVE
     if "alsn" in objective_modules(objective):
         for reference in experiment.evaluation.retrieval:
-            visual, language = level_weights(model, settings, objective, splits[reference], tokenizer, preprocess, device)
+            visual, language = level_weights(student, settings, objective, splits[reference], tokenizer, preprocess, device)
             arrays |= {f"alsn/{reference}/visual": visual, f"alsn/{reference}/language": language}
 
     target = home / "metrics" / f"{run.directory}.json"
@@ -71,7 +72,7 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
                 data_digests={dataset: read_manifest(home / "data" / dataset)["digest"] for dataset in datasets},
                 stages=[
                     {"address": stage["address"], "label": stage["label"], "code": stage["code"], **_when(stage["provenance"])}
-                    for stage in history["stages"]
+                    for stage in (*history["stages"], *history["deployed_teacher"])
                 ],
             ),
         },

@@ -204,13 +204,19 @@ class Tapped(nn.Module):
         super().__init__()
         self.model = model
         self._image_indices = list(quarter_depths(_vision_depth(model)))
-        self._hugging_face = not _has_resblocks(_text_tower(model))
-        self._text_layers = int(_text_tower(model).config.num_hidden_layers) if self._hugging_face else len(_text_blocks(model))
+        self._hugging_face = not _has_resblocks(text_tower(model))
+        self._text_layers = int(text_tower(model).config.num_hidden_layers) if self._hugging_face else len(_text_blocks(model))
         self._text_indices = list(quarter_depths(self._text_layers))
 
-    def forward(self, images: Tensor, tokens: Tensor, taps: bool = True, patches: bool = False) -> TowerOutputs:
-        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N); ``patches`` need taps."""
+    def forward(self, images: Tensor, tokens: Tensor | None, taps: bool = True, patches: bool = False) -> TowerOutputs:
+        """Encode ``images`` (B, 3, H, W) and ``tokens`` (B, N); ``patches`` need taps.
+
+        Without taps ``tokens`` may be None: the text tower is not run, and ``text`` is empty, (B, 0).
+        """
         scale = self.model.logit_scale.exp()
+        if tokens is None:
+            assert not taps
+            return TowerOutputs(self.model.encode_image(images, normalize=True), images.new_zeros(len(images), 0), scale)
         if not taps:
             return TowerOutputs(
                 self.model.encode_image(images, normalize=True), self.model.encode_text(tokens, normalize=True), scale
@@ -242,7 +248,7 @@ class Tapped(nn.Module):
 
     def _summary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Position (B,) of the token that open_clip pools (CLIP: end-of-text), and what of ``tokens`` is no padding (B, N)."""
-        tower = _text_tower(self.model)
+        tower = text_tower(self.model)
         own = tower is self.model  # where the text tower's settings carry a prefix
         pool = str(getattr(tower, "text_pool_type" if own else "pool_type"))
         place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)  # (B, N)
@@ -262,7 +268,7 @@ class Tapped(nn.Module):
 
     def shapes(self) -> TapShapes:
         """Widths and grid of the taps."""
-        visual, text = self.model.visual, _text_tower(self.model)
+        visual, text = self.model.visual, text_tower(self.model)
         size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size, visual.image_size)
         patch = visual.patch_size if isinstance(visual.patch_size, tuple) else (visual.patch_size, visual.patch_size)
         width = int(text.config.hidden_size) if self._hugging_face else int(_text_blocks(self.model)[0].attn.embed_dim)
@@ -284,7 +290,7 @@ def _vision_depth(model: Any) -> int:
     return len(blocks)
 
 
-def _text_tower(model: Any) -> Any:
+def text_tower(model: Any) -> Any:
     """The text tower: `model.text`, or the model itself where its class keeps the text tower at the top level."""
     return getattr(model, "text", model)
 
@@ -294,7 +300,7 @@ def _has_resblocks(tower: Any) -> bool:
 
 
 def _text_blocks(model: Any) -> Any:
-    return _text_tower(model).transformer.resblocks
+    return text_tower(model).transformer.resblocks
 
 
 @contextmanager

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from cmapkd.config.methods import StageConfig
 from cmapkd.models.pyramid import PyramidOutputs
-from cmapkd.models.towers import TapShapes, TowerOutputs
+from cmapkd.models.towers import Tapped, TapShapes, TowerOutputs
+
+if TYPE_CHECKING:
+    from cmapkd.training.stages import Teacher
 
 Representations = dict[str, Tensor]
 
@@ -53,16 +56,37 @@ class Surroundings:
     pyramid: Mapping[str, Any] | None
 
 
+class Texts(Protocol):
+    """Texts of the training data as tokens, for an objective that computes something from them before its first step."""
+
+    def captions(self, count: int) -> Tensor:
+        """At most ``count`` distinct captions, (n, N); which ones depends on the stage's seed alone."""
+        ...
+
+    def classes(self) -> list[Tensor]:
+        """For every class that the data sets name, the name in all templates, (templates, N)."""
+        ...
+
+
 class Objective(nn.Module):
     """Base of every objective; see the module header."""
 
     needs_taps: bool = False  # whether the models must return the outputs of their blocks
     needs_patches: bool = False  # whether they must return their patches in the space of the embeddings, too
     needs_teacher: bool = True  # whether a teacher, where the method has one, must be asked in this stage
+    needs_text: bool = True  # whether the models must encode the captions of the batch
+    teacher_side: ClassVar[bool] = False  # its "student" is the teacher itself, frozen: a stage that writes no model
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__()
         self.surroundings = surroundings
+
+    def start(self, teacher: Teacher, texts: Texts) -> None:
+        """Called on every rank once all weights are loaded, before the first step of a stage, resumed or not."""
+
+    def encode(self, model: Tapped, images: Tensor, tokens: Tensor) -> TowerOutputs:
+        """What the trained model says of ``images`` (b, 3, H, W) and ``tokens`` (b, N)."""
+        return model(images, tokens if self.needs_text else None, taps=self.needs_taps, patches=self.needs_patches)
 
     def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:
         """Per-sample tensors of this micro-batch, each (b, ...), float; those of the teacher without gradient."""
@@ -87,6 +111,14 @@ class Objective(nn.Module):
     def logit_scales(self) -> tuple[nn.Parameter, ...]:
         """Scales of this objective's own, as logarithms; like the model's, they are clamped to ln 100 after every step."""
         return ()
+
+    def inference(self, student: Tapped, teacher: Teacher | None) -> nn.Module:
+        """What the distilled model is used as: open_clip's ``encode_image``, ``encode_text`` and ``visual``.
+
+        Its parameters are those that inference needs, no others. The teacher is there only for a method that says so by
+        ``deploys_teacher`` in its configuration.
+        """
+        return student.model
 
 
 def embeddings(student: TowerOutputs) -> Representations:

@@ -23,6 +23,7 @@ class TeacherPyramid(Objective):
     """The contrastive loss over matched levels."""
 
     needs_taps = True
+    teacher_side = True
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings)

@@ -29,6 +29,7 @@ from cmapkd.training import checkpoints, distributed
 from cmapkd.training.engine import Engine, start_process_group
 from cmapkd.training.logs import TrainingLog
 from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Prepared, derive_seed, prepare, save_objective
+from cmapkd.training.texts import TrainingTexts
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def _run(
     steps = max(1, round(settings["stage"]["epochs"] * per_epoch))
     # Later stages go on in the data where the ones before them ended.
     offset = round(settings["start_epochs"] * per_epoch)
+    if prepared.teacher is not None:
+        prepared.module.objective.start(prepared.teacher.to(device), TrainingTexts(stream))
     engine = Engine(prepared.module, prepared.teacher, prepared.stage, training, settings["deepspeed"], steps, device)
     torch.manual_seed(derive_seed(settings["seed"], stage.address, distributed.rank()))
     origin = digest({"code": code_of(stage.method), "settings": settings, "data": _data_digests(stage, results)})
@@ -176,7 +179,7 @@ def _finish(
 ) -> None:
     settings = stage.settings
     files = {}
-    if settings["method"]["method"] != "teacher_pyramid":  # whose model is the teacher's own, unchanged
+    if not prepared.module.objective.teacher_side:
         towers.save(prepared.module.model.model, settings["model"]["name"], directory / MODEL)
         files[f"{MODEL}/{towers.WEIGHTS}"] = sha256_of(directory / MODEL / towers.WEIGHTS)
     save_objective(prepared.module.objective, directory / OBJECTIVE)

@@ -18,11 +18,13 @@ from cmapkd.config.methods import StageConfig
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path
 from cmapkd.models import towers
+from cmapkd.models.prompts import Prompts
 from cmapkd.models.pyramid import Pyramid
 from cmapkd.objectives.base import Objective, Representations, Surroundings, TeacherOutputs, Terms
 
 MODEL = "model"
 OBJECTIVE = "objective.safetensors"
+TEACHER_PROMPTS = "teacher_prompts.safetensors"
 RESULT = "stage.json"  # written last: a stage without it is not finished
 
 
@@ -33,24 +35,46 @@ def derive_seed(seed: int, *labels: object) -> int:
 
 
 class Teacher(nn.Module):
-    """The frozen teacher: embeddings and, where the objective needs it, its fitted pyramid."""
+    """The frozen teacher: embeddings and, where the objective needs it, its fitted pyramid or its learned prompts.
+
+    With ``text`` off the captions of a batch are not encoded.
+    """
 
     def __init__(
-        self, model: towers.Tapped, pyramid: Pyramid | None, stage: StageConfig, taps: bool, patches: bool = False
+        self,
+        model: towers.Tapped,
+        pyramid: Pyramid | None,
+        stage: StageConfig,
+        taps: bool,
+        patches: bool = False,
+        prompts: Prompts | None = None,
+        text: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.pyramid, self.stage = model, pyramid, stage
         self.taps, self.patches = taps or pyramid is not None, patches
+        self.prompts, self.text = prompts, text
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor, tokens: Tensor) -> TeacherOutputs:
         """Outputs for ``images`` (b, 3, H, W) and ``tokens`` (b, N)."""
-        outputs = self.model(images, tokens, taps=self.taps, patches=self.patches)
+        read = tokens if self.text else None
+        if self.prompts is not None:
+            return TeacherOutputs(self.prompts(self.model, images, read))
+        outputs = self.model(images, read, taps=self.taps, patches=self.patches)
         if self.pyramid is None:
             return TeacherOutputs(outputs)
         levels = self.pyramid(outputs, self.stage.visual_levels, self.stage.language_levels)
         return TeacherOutputs(outputs, levels)
+
+    @torch.no_grad()
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Normalised embeddings of ``tokens`` (n, N), (n, E), prompted if the teacher is."""
+        if self.prompts is not None:
+            return self.prompts.encode_text(self.model, tokens)
+        encoded: Tensor = self.model.model.encode_text(tokens, normalize=True)
+        return encoded
 
 
 class Distillation(nn.Module):
@@ -62,7 +86,7 @@ class Distillation(nn.Module):
 
     def represent(self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None) -> Representations:
         """Per-sample representations in fp32, whatever the precision of the model."""
-        outputs = self.model(images, tokens, taps=self.objective.needs_taps, patches=self.objective.needs_patches)
+        outputs = self.objective.encode(self.model, images, tokens)
         return {name: value.float() for name, value in self.objective.represent(outputs, teacher).items()}
 
     def forward(
@@ -140,8 +164,41 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
             pyramid = Pyramid(teacher_model.shapes(), **settings["pyramid"])
             weights = load_file(stages / settings["teacher_pyramid"] / OBJECTIVE)
             pyramid.load_state_dict({name.removeprefix("pyramid."): value for name, value in weights.items()})
-        teacher = Teacher(teacher_model, pyramid, stage, objective.needs_taps, objective.needs_patches)
+        prompts = None
+        if settings.get("teacher_prompts"):
+            prompts = load_prompts(stages / settings["teacher_prompts"] / OBJECTIVE, teacher_model.shapes())
+        teacher = Teacher(
+            teacher_model, pyramid, stage, objective.needs_taps, objective.needs_patches, prompts, objective.needs_text
+        )
     return Prepared(module, teacher, stage, towers.tokenizer_of(architecture["name"]), towers.preprocess_of(raw))
+
+
+def load_prompts(path: Path, shapes: towers.TapShapes) -> Prompts:
+    """The prompts that a stage learned for a model of these shapes."""
+    weights = {name.removeprefix("prompts."): value for name, value in load_file(path).items()}
+    layers = max(len(value) for value in weights.values())
+    prompts = Prompts(shapes, weights["vision"].shape[1], layers, text="text" in weights)
+    prompts.load_state_dict(weights)
+    return prompts
+
+
+def load_inference(settings: Mapping[str, Any], directory: Path) -> nn.Module:
+    """The model that a run's result is used as, from the files that ``cmapkd.runs`` gathers; see ``Objective.inference``.
+
+    Args:
+        settings: of the run's last stage, of a method that deploys its teacher.
+        directory: with ``student/``, ``teacher/`` and the modules of both.
+    """
+    stage = StageConfig.model_validate(settings["stage"])
+    student, above = (towers.Tapped(towers.load(directory / name)) for name in ("student", "teacher"))
+    prompts = None
+    if (directory / TEACHER_PROMPTS).is_file():
+        prompts = load_prompts(directory / TEACHER_PROMPTS, above.shapes())
+    teacher = Teacher(above, None, stage, taps=False, prompts=prompts)
+    surroundings = Surroundings(stage, settings["method"], student.shapes(), above.shapes(), settings["pyramid"])
+    objective = objectives.build(settings["method"]["method"], surroundings)
+    load_objective(objective, directory / OBJECTIVE)
+    return objective.inference(student, teacher).eval().requires_grad_(False)
 
 
 def _check_vocabularies(teacher: towers.Tapped, student: towers.Tapped) -> None:

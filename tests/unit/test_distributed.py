@@ -34,6 +34,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cmapkd uniform, top level": ("cmapkd", {"levels": 1}, {}),
     "cmapkd manual, two levels": ("cmapkd", {"levels": 2, "policy": "manual"}, {}),
     "cmapkd alsn, all levels": ("cmapkd", {"policy": "alsn"}, {"alsn": {"dropout": 0.0}}),
+    "teacher_prompts": ("teacher_prompts", {"trains": ("heads",)}, {}),
+    "promptkd": ("promptkd", {}, {"weight": 33.0}),
+    "promptkd, student prompts alone": (
+        "promptkd",
+        {"trains": ("heads",)},
+        {"weight": 33.0, "student_prompts": 2, "temperature": 2.0},
+    ),
     "cmapkd alsn, learned alpha": ("cmapkd", {"policy": "alsn"}, {"alsn": {"dropout": 0.0}, "alpha": "learned"}),
 }
 
@@ -56,6 +63,8 @@ def loss_and_gradients(case: str, rank: int, ranks: int) -> tuple[Tensor, dict[s
 
 
 STEPS = 3
+# Batch norm takes out a constant shift of its input, so these have no gradient but rounding, which AdamW blows up.
+INERT = {"promptkd": ("model.model.visual.ln_post.bias",)}
 THROUGH_DEEPSPEED = (
     "kd",
     "clip_kd with every term",
@@ -64,6 +73,8 @@ THROUGH_DEEPSPEED = (
     "llava_kd dpt",
     "llava_kd dft",
     "teacher_pyramid",
+    "teacher_prompts",
+    "promptkd",
     "cmapkd uniform, top level",
     "cmapkd alsn, learned alpha",
 )
@@ -136,6 +147,8 @@ def test_training_does_not_depend_on_how_the_batch_is_cut(case: str, two_ranks: 
     for cut, (other_weights, other_losses) in others.items():
         assert other_losses == pytest.approx(losses, abs=1e-5), cut
         for name, value in weights.items():
+            if name in INERT.get(case, ()):
+                continue
             torch.testing.assert_close(
                 other_weights[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, n=name, c=cut: f"{c}: {n}: {m}"
             )

@@ -106,7 +106,10 @@ def gradients_of_a_step(engine: Engine, of: dict[str, Tensor], seed: int) -> tup
     return terms, seen
 
 
-@pytest.mark.parametrize("method", ["scratch", "kd", "clip_kd", "fitnet", "c2kd", "llava_kd", "cmapkd", "teacher_pyramid"])
+@pytest.mark.parametrize(
+    "method",
+    ["scratch", "kd", "clip_kd", "fitnet", "c2kd", "llava_kd", "cmapkd", "promptkd", "teacher_pyramid", "teacher_prompts"],
+)
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_equals_the_whole_batch(method: str, accumulation: int) -> None:
     of = tiny.stage(policy="alsn" if method == "cmapkd" else "uniform")

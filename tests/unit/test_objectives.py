@@ -36,7 +36,7 @@ def as_numpy(representations: Representations) -> dict[str, np.ndarray]:
 
 
 def test_known_methods_are_the_files_and_all_of_the_configuration() -> None:
-    assert set(objectives.known()) == {*tiny.METHODS, "teacher_pyramid"}
+    assert set(objectives.known()) == {*tiny.METHODS, *tiny.TEACHER_STAGES}
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
@@ -226,7 +226,12 @@ def test_a_caption_of_padding_alone_is_harmless(method: str) -> None:
 
 PAIRS = 16
 # Where a method's defaults weigh the task loss little, it counts fully here: the teacher of these tests knows nothing.
-FOR_THE_TASK: dict[str, dict[str, Any]] = {"cmapkd": {"weights": {"task": 1.0}}}
+# Prompts have the un-prompted teacher to stay near, and more room than in the other tests.
+FOR_THE_TASK: dict[str, dict[str, Any]] = {
+    "cmapkd": {"weights": {"task": 1.0}},
+    "teacher_prompts": {"tokens": 8, "layers": 9, "image_weight": 0.0, "text_weight": 0.0, "logits_weight": 0.0},
+    "promptkd": {"class_prompts": False},
+}
 
 
 def in_batch_accuracy(rows: Tensor, columns: Tensor) -> float:
@@ -239,6 +244,12 @@ def accuracy(method: str, module: Distillation, teacher: Teacher | None, picture
     module.eval()
     with torch.no_grad():
         r = represent(module, teacher, pictures, captions)
+        if method == "promptkd":  # retrieval as in inference: the student's picture, the teacher's caption
+            objective: Any = module.objective
+            r |= {
+                "image": torch.nn.functional.normalize(objective.projector(r["image"]), dim=-1),
+                "text": objective.bank[: len(pictures)],
+            }
     module.train()
     if method != "teacher_pyramid":
         return in_batch_accuracy(r["image"], r["text"])
@@ -246,16 +257,22 @@ def accuracy(method: str, module: Distillation, teacher: Teacher | None, picture
     return min(in_batch_accuracy(unit["visual_as_language"][:, i], unit["language"][:, i]) for i in range(4))
 
 
-@pytest.mark.parametrize("method", objectives.known())
-def test_a_method_overfits_sixteen_pairs(method: str) -> None:
+def overfit(method: str, pictures: Tensor, captions: Tensor) -> tuple[Distillation, Teacher | None, float]:
+    """What a method makes of these pairs, and the accuracy before."""
     alsn = {"policy": "alsn"} if tiny.uses_pyramid(method) and method != "teacher_pyramid" else {}
-    trains = ("pyramid",) if method == "teacher_pyramid" else ("student", "pyramid", "alsn", "heads")
-    module, teacher = tiny.setup(method, tiny.stage(trains=trains, **alsn), **FOR_THE_TASK.get(method, {}))
-    pictures, captions = batch(PAIRS, seed=8)
+    trains = {"teacher_pyramid": ("pyramid",), "teacher_prompts": ("heads",)}.get(
+        method, ("student", "pyramid", "alsn", "heads")
+    )
+    of = tiny.stage(trains=trains, **alsn)
+    module, teacher = tiny.setup(method, of, **FOR_THE_TASK.get(method, {}))
+    if method == "promptkd":  # all it knows of the pairs is from its teacher: both stages, one after the other
+        prompted: Any = overfit("teacher_prompts", pictures, captions)[0]
+        teacher = Teacher(prompted.model, None, of, taps=False, prompts=prompted.objective.prompts, text=False)
+        module.objective.start(teacher, tiny.Texts(torch.cat([captions, tiny.tokens(40, seed=9)])))
     outputs = tiny.teach(teacher, pictures, captions)
     before = accuracy(method, module, teacher, pictures, captions)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=5e-3 if method == "teacher_pyramid" else 2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=5e-3 if method in tiny.TEACHER_STAGES else 2e-3, weight_decay=0.01)
     module.train()
     with torch.random.fork_rng():
         torch.manual_seed(0)  # dropout of ALSN
@@ -267,6 +284,13 @@ def test_a_method_overfits_sixteen_pairs(method: str) -> None:
             optimizer.step()
             if step % 20 == 19 and accuracy(method, module, teacher, pictures, captions) >= 0.97:
                 break
+    return module, teacher, before
+
+
+@pytest.mark.parametrize("method", objectives.known())
+def test_a_method_overfits_sixteen_pairs(method: str) -> None:
+    pictures, captions = batch(PAIRS, seed=8)
+    module, teacher, before = overfit(method, pictures, captions)
     assert before < 0.5
     assert accuracy(method, module, teacher, pictures, captions) >= 0.97
 
@@ -285,7 +309,10 @@ STAGES: dict[str, list[dict[str, Any]]] = {
         *({"name": name, "trains": ("student",)} for name in ("sft", "dft")),
     ],
     "fitnet": [{"name": "hint", "trains": ("student", "heads")}, {"name": "kd", "trains": ("student", "heads")}],
+    "teacher_prompts": [{"trains": ("heads",)}],
+    "promptkd": [{"trains": ("student", "heads")}, {"trains": ("heads",)}],
 }
+OPTIONS: dict[str, dict[str, Any]] = {"promptkd": {"student_prompts": 2}}
 CASES = [(method, of) for method in objectives.known() for of in STAGES.get(method, [{"trains": ("student", "heads")}])]
 
 
@@ -297,7 +324,8 @@ def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(
 ) -> None:
     """Through DeepSpeed, with weight decay: a parameter without a gradient would decay."""
     described = tiny.stage(**of)
-    module, teacher = tiny.setup(method, described)
+    module, teacher = tiny.setup(method, described, **OPTIONS.get(method, {}))
+    bank = getattr(module.objective, "bank", torch.empty(0)).clone()
     groups = {name: module.group_of(name) for name, _ in module.named_parameters()}
     assert set(groups.values()) <= {"student", "projections", "pyramid", "alsn", "heads", "unused"}
     before = {name: value.clone().flatten() for name, value in module.state_dict().items()}
@@ -311,6 +339,7 @@ def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(
         assert same == (groups[name] not in described.trains), f"{name} of {groups[name]}"
     for name, value in before_teacher.items():
         assert torch.equal(teacher.state_dict()[name], value)  # type: ignore[union-attr]
+    assert torch.equal(getattr(module.objective, "bank", torch.empty(0)), bank)
 
 
 def test_levels_that_a_stage_does_not_use_are_unused() -> None:
@@ -341,12 +370,13 @@ def test_a_model_of_which_nothing_is_trained_keeps_its_dropout_off() -> None:
 @pytest.mark.parametrize("method", objectives.known())
 def test_a_stored_method_is_restored_exactly(method: str, tmp_path: Path) -> None:
     of = tiny.stage(policy="alsn") if method == "cmapkd" else tiny.stage()
-    options = {"alpha": "learned"} if method == "cmapkd" else {}
+    options = {"alpha": "learned"} if method == "cmapkd" else OPTIONS.get(method, {})
     first, teacher = tiny.setup(method, of, seed=0, **options)
     other, _ = tiny.setup(method, of, seed=50, **options)
     if method == "cmapkd":
         torch.nn.init.normal_(first.objective.compatibility)
-    towers.save(first.model.model, "tiny-student", tmp_path)
+    name = "tiny-teacher" if method == "teacher_prompts" else "tiny-student"
+    towers.save(first.model.model, name, tmp_path)
     save_objective(first.objective, tmp_path / "objective.safetensors")
     towers.load_weights(other.model.model, tmp_path)
     load_objective(other.objective, tmp_path / "objective.safetensors")

@@ -58,7 +58,8 @@ def test_every_stage_comes_after_its_parents_and_names_what_it_needs() -> None:
     seen: set[str] = set()
     for address, stage in found.stages.items():
         assert stage.address == address and set(stage.parents) <= seen
-        assert set(stage.parents) == {stage.settings[key] for key in ("parent", "teacher", "teacher_pyramid")} - {None}
+        keys = ("parent", "teacher", "teacher_pyramid", "teacher_prompts")
+        assert set(stage.parents) == {stage.settings.get(key) for key in keys} - {None}
         seen.add(address)
     chain = list(stages(found).values())
     assert [found.stages[address].settings["parent"] for address in chain] == [None, *chain[:-1]]

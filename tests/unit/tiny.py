@@ -11,6 +11,7 @@ from torch import Tensor
 from cmapkd import objectives
 from cmapkd.config.methods import AnyMethod, MethodConfig, StageConfig
 from cmapkd.models import towers
+from cmapkd.models.prompts import Prompts
 from cmapkd.models.pyramid import Pyramid, PyramidOutputs
 from cmapkd.objectives.base import Objective, Surroundings, TeacherOutputs
 from cmapkd.training.engine import Engine
@@ -19,8 +20,12 @@ from cmapkd.training.stages import Distillation, Teacher, seeded
 VOCABULARY, CONTEXT, IMAGE = 64, 12, 24
 START, END = VOCABULARY - 2, VOCABULARY - 1  # as in CLIP: end-of-text has the highest id, padding is 0
 PYRAMID = {"channels": 8, "text_channels": 12, "smoothing": "dense", "phrase_window": 3, "heads": 2}
-# Every method of the configuration, also one that is added later; `teacher_pyramid` is an objective that no run names.
+# Every method of the configuration, also one that is added later; those of the teacher's own stages are named by no run.
 METHODS: dict[str, type[MethodConfig]] = {cls.model_fields["method"].default: cls for cls in get_args(get_args(AnyMethod)[0])}
+TEACHER_STAGES: dict[str, dict[str, Any]] = {
+    "teacher_pyramid": {"temperature": 0.07, "fit": True},
+    "teacher_prompts": {"tokens": 2, "layers": 3, "image_weight": 10.0, "text_weight": 25.0, "logits_weight": 1.0},
+}
 
 
 def architecture(
@@ -82,14 +87,14 @@ def stage(levels: int = 4, **options: Any) -> StageConfig:
 
 def method_options(method: str, of: StageConfig, **options: Any) -> dict[str, Any]:
     """A method's options as they stand in a stage's settings."""
-    if method == "teacher_pyramid":
-        return {"method": method, "temperature": 0.07, "fit": True, **options}
+    if method in TEACHER_STAGES:
+        return {"method": method, **TEACHER_STAGES[method], **options}
     return dict(METHODS[method](**options).stage_options(of))
 
 
 def uses_pyramid(method: str) -> bool:
     """Whether a method's objective has a pyramid."""
-    return method == "teacher_pyramid" or METHODS[method].uses_pyramid
+    return method == "teacher_pyramid" or (method in METHODS and METHODS[method].uses_pyramid)
 
 
 def objective(
@@ -109,17 +114,37 @@ def objective(
 def setup(method: str, of: StageConfig, seed: int = 0, **options: Any) -> tuple[Distillation, Teacher | None]:
     """What a stage trains, and its frozen teacher with a random pyramid (``scratch`` and ``teacher_pyramid`` have none)."""
     pupil = student(seed)
-    if method == "teacher_pyramid" or not METHODS[method].uses_teacher:
+    if method == "teacher_prompts":  # the teacher with prompts, and without
+        pupil = teacher_model(seed + 1)
+        module = Distillation(pupil, objective(method, of, pupil.shapes(), pupil.shapes(), seed=seed + 2, **options))
+        teacher: Teacher | None = Teacher(teacher_model(seed + 1), None, of, taps=False)
+    elif method == "teacher_pyramid" or not METHODS[method].uses_teacher:
         module, teacher = Distillation(pupil, objective(method, of, pupil.shapes(), seed=seed + 2, **options)), None
     else:
         above = teacher_model(seed + 1)
         module = Distillation(pupil, objective(method, of, pupil.shapes(), above.shapes(), seed=seed + 2, **options))
         with seeded(seed + 3):
             pyramid = Pyramid(above.shapes(), **PYRAMID) if uses_pyramid(method) else None
-        teacher = Teacher(above, pyramid, of, module.objective.needs_taps, module.objective.needs_patches)
+            prompts = Prompts(above.shapes(), 2, 3) if method == "promptkd" else None
+        needs = module.objective
+        teacher = Teacher(above, pyramid, of, needs.needs_taps, needs.needs_patches, prompts, needs.needs_text)
+        module.objective.start(teacher, Texts())
         teacher = teacher if module.objective.needs_teacher else None
     module.freeze_all_but(of.trains)
     return module, teacher
+
+
+class Texts:
+    """Training texts: 30 captions and three classes in two templates."""
+
+    def __init__(self, captions: Tensor | None = None) -> None:
+        self.tokens = tokens(30, seed=5) if captions is None else captions
+
+    def captions(self, count: int) -> Tensor:
+        return self.tokens[:count]
+
+    def classes(self) -> list[Tensor]:
+        return list(tokens(6, seed=6).split(2))
 
 
 def teach(teacher: Teacher | None, pictures: Tensor, captions: Tensor) -> TeacherOutputs | None:
