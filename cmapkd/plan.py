@@ -119,13 +119,22 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
     """Content of ``config/deepspeed/<name>.json``.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or a ZeRO stage that is not supported.
     """
     known = {file.stem: file for file in (CONFIG / "deepspeed").glob("*.json")}
     if name not in known:
         reason = f"no file {name}.json in config/deepspeed"
         raise UserError(key="training.deepspeed", value=name, reason=reason, fix=nearest(name, list(known)))
-    return dict(json.loads(known[name].read_text()))
+    content = dict(json.loads(known[name].read_text()))
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2):
+        raise UserError(
+            key=f"config/deepspeed/{name}.json: zero_optimization.stage",
+            value=stage,
+            reason="is not supported: ZeRO 3 takes apart parameters that a model's taps read outside of its forward",
+            fix="use 0, 1 or 2; a student of this size and its optimiser fit on one GPU",
+        )
+    return content
 
 
 def make_plan(experiment: ExperimentConfig) -> Plan:

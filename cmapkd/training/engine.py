@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmapkd.config.methods import StageConfig
 from cmapkd.objectives.base import Terms
@@ -216,21 +215,15 @@ class Engine:
             if not scale.requires_grad or scale.numel() == 0 or float(scale.detach()) <= MAX_LOGIT_SCALE:
                 continue
             scale.clamp_(max=MAX_LOGIT_SCALE)
-            if hasattr(scale, "_hp_mapping") or hasattr(scale, "ds_id"):  # ZeRO and bf16 keep an fp32 master copy
+            if hasattr(scale, "_hp_mapping"):  # ZeRO and bf16 keep an fp32 master copy
                 from deepspeed.utils import safe_set_full_fp32_param
 
                 safe_set_full_fp32_param(scale, torch.full_like(scale, MAX_LOGIT_SCALE, dtype=torch.float32))
 
-    @contextmanager
-    def whole_parameters(self) -> Iterator[None]:
-        """Parameters as they are saved: whole (ZeRO 3 partitions them), in their own shapes. The end of training."""
-        import deepspeed
-
-        parameters = list(self.module.parameters())
-        with deepspeed.zero.GatheredParameters(parameters, enabled=any(hasattr(p, "ds_id") for p in parameters)):
-            for parameter in self._scalars:
-                parameter.data = parameter.data.reshape(())
-            yield
+    def restore_shapes(self) -> None:
+        """Give 0-dimensional parameters their shape back, for saving: the end of training."""
+        for parameter in self._scalars:
+            parameter.data = parameter.data.reshape(())
 
 
 def _keep_clipped_norm(engine: Any) -> None:
@@ -257,8 +250,3 @@ def _import_deepspeed() -> ModuleType:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def trainable(module: nn.Module) -> Iterator[str]:
-    """Names of the parameters that are trained."""
-    return (name for name, parameter in module.named_parameters() if parameter.requires_grad)

@@ -6,7 +6,6 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,19 +69,17 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig) -> None:
     dist.barrier()
     summary: dict[str, Any] = {"steps": 0}
     bad: dict[str, Any] = {}
-    with ExitStack() as stack:
-        if stage.settings["method"].get("fit", True):  # a random pyramid is used as it was initialised
-            engine, summary, bad = _run(stage, prepared, results, directory, options, device)
-            stack.enter_context(engine.whole_parameters())
-        if distributed.rank() == 0:
-            _finish(stage, prepared, results, directory, started, summary, bad)
+    if stage.settings["method"].get("fit", True):  # a random pyramid is used as it was initialised
+        summary, bad = _run(stage, prepared, results, directory, options, device)
+    if distributed.rank() == 0:
+        _finish(stage, prepared, results, directory, started, summary, bad)
     dist.barrier()
     checkpoints.clear(directory / "checkpoints")
 
 
 def _run(
     stage: Stage, prepared: Prepared, results: Path, directory: Path, options: TrainingConfig, device: torch.device
-) -> tuple[Engine, dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = stage.settings
     training: Mapping[str, Any] = settings["training"]
     stream = _stream(settings, prepared, results, options)
@@ -132,7 +129,8 @@ def _run(
             finished = True
         finally:
             summary = written.close(finished)
-    return engine, summary, stream.bad.report()
+    engine.restore_shapes()
+    return summary, stream.bad.report()
 
 
 def _step(engine: Engine, samples: Mapping[str, Any], step: int, stage: Stage) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from cmapkd import plan as planning
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
-from cmapkd.plan import Plan, make_plan
+from cmapkd.plan import Plan, deepspeed_settings, make_plan
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -245,3 +245,12 @@ def test_a_run_is_found_by_its_directory() -> None:
     with pytest.raises(UserError, match="not in the plan") as caught:
         found.run("CMAPDK/2")
     assert "CMAPKD/2" in caught.value.fix
+
+
+def test_a_zero_stage_that_is_not_supported_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "deepspeed").mkdir()
+    (tmp_path / "deepspeed" / "three.json").write_text('{"zero_optimization": {"stage": 3}}')
+    monkeypatch.setattr("cmapkd.plan.CONFIG", tmp_path)
+    with pytest.raises(UserError, match=r"three\.json: zero_optimization\.stage = 3: is not supported") as refused:
+        deepspeed_settings("three")
+    assert "use 0, 1 or 2" in str(refused.value)
