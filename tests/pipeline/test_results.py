@@ -129,3 +129,22 @@ def test_effective_configuration_is_kept_with_the_results(finished: Checkout) ->
 
     kept = load_experiment(finished.home / "experiment.yaml")
     assert kept == load_experiment(finished.root / "config/smoke.yaml")
+
+
+def test_a_teacher_from_a_checkpoint_on_disk(finished: Checkout, tmp_path: Path) -> None:
+    """`pretrained: <folder>` instead of `train`: what distils from it is planned behind it and reads its weights."""
+    folder = finished.home / "runs/Teacher/0/student"
+    experiment = tmp_path / "pretrained.yaml"
+    text = (finished.root / "config/smoke.yaml").read_text().replace("name: smoke", "name: pretrained", 1)
+    experiment.write_text(text.replace("train: {epochs: 1, lr: 1.0e-3}", f"pretrained: {json.dumps(str(folder))}", 1))
+    results = tmp_path / "results"
+    shutil.copytree(finished.home / "data", results / "pretrained/data")
+    options = ["--experiment", str(experiment), "--results", str(results)]
+    plan = finished.run(sys.executable, "-m", "cmapkd", "plan", *options).stdout.splitlines()
+    addresses = {line.split(maxsplit=2)[2]: line.split()[1] for line in plan[:-1]}
+    for label in ("teacher (pretrained)", "KD, seed 0: train"):
+        finished.run(sys.executable, "-m", "cmapkd", "train", addresses[label], "--threads", "1", *options)
+    weights = results / "pretrained/stages" / addresses["teacher (pretrained)"] / "model/open_clip_model.safetensors"
+    assert sha256_of(weights) == sha256_of(folder / "open_clip_model.safetensors")
+    summary = json.loads((results / "pretrained/stages" / addresses["KD, seed 0: train"] / "stage.json").read_text())["summary"]
+    assert summary["last"]["distillation"] > 0
