@@ -13,6 +13,7 @@ Modules that belong to a loss are members of the objective, so they are trained,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -68,7 +69,7 @@ class Texts(Protocol):
         ...
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of every objective; see the module header."""
 
     needs_taps: bool = False  # whether the models must return the outputs of their blocks
@@ -88,13 +89,13 @@ class Objective(nn.Module):
         """What the trained model says of ``images`` (b, 3, H, W) and ``tokens`` (b, N)."""
         return model(images, tokens if self.needs_text else None, taps=self.needs_taps, patches=self.needs_patches)
 
+    @abstractmethod
     def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:
         """Per-sample tensors of this micro-batch, each (b, ...), float; those of the teacher without gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def combine(self, representations: Representations) -> Terms:
         """The loss over this rank's rows, batch-wise terms against the global batch."""
-        raise NotImplementedError
 
     def group_of(self, parameter: str) -> str:
         """The group (of `trains` and `group_lr` in a stage) that a parameter of this objective belongs to.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -249,13 +248,8 @@ def test_yaml_numbers_without_a_point_are_numbers() -> None:
 # ---- import
 
 
-def test_import_is_quick_and_without_torch() -> None:
-    """Snakemake imports the configuration at every start; the best of three, as the machine may be busy."""
+def test_import_brings_in_nothing_heavy() -> None:
+    """Snakemake imports the configuration and the plan at every start, and in every job."""
     heavy = "{'torch', 'open_clip', 'pandas', 'matplotlib'} & set(sys.modules)"
     code = f"import sys, cmapkd.config, cmapkd.plan; sys.exit(str({heavy}) if {heavy} else 0)"
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIG.parent)
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.7
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONFIG.parent)
