@@ -70,7 +70,8 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig) -> None:
     summary: dict[str, Any] = {"steps": 0}
     bad: dict[str, Any] = {}
     if stage.settings["method"].get("fit", True):  # a random pyramid is used as it was initialised
-        summary, bad = _run(stage, prepared, results, directory, options, device)
+        with _Signals() as asked:
+            summary, bad = _run(stage, prepared, results, directory, options, device, asked)
     if distributed.rank() == 0:
         _finish(stage, prepared, results, directory, started, summary, bad)
     dist.barrier()
@@ -78,7 +79,13 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig) -> None:
 
 
 def _run(
-    stage: Stage, prepared: Prepared, results: Path, directory: Path, options: TrainingConfig, device: torch.device
+    stage: Stage,
+    prepared: Prepared,
+    results: Path,
+    directory: Path,
+    options: TrainingConfig,
+    device: torch.device,
+    asked: _Signals,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = stage.settings
     training: Mapping[str, Any] = settings["training"]
@@ -108,27 +115,26 @@ def _run(
         workers=options.workers,
     )
     last_saved, finished = time.monotonic(), False
-    with _Signals() as asked:
-        try:
+    try:
+        waiting = time.perf_counter()
+        for step, samples in enumerate(loader, start):
+            waited = time.perf_counter() - waiting
+            terms = _step(engine, samples, step, stage)
+            lr = engine.engine.optimizer.param_groups[0]["lr"]
+            written.step(step, terms, lr=lr, grad_norm=engine.grad_norm, data_seconds=waited)
+            stop = _agree(asked.stop)
+            if step + 1 < steps and (stop or _agree(time.monotonic() - last_saved > 60 * options.checkpoint_minutes)):
+                written.flush()
+                checkpoints.save(engine, saved, step + 1, origin)
+                last_saved = time.monotonic()
+            if stop and step + 1 < steps:
+                raise Interrupted(
+                    f"{stage.label}: stopped after step {step + 1} of {steps}; the same command goes on from there"
+                )
             waiting = time.perf_counter()
-            for step, samples in enumerate(loader, start):
-                waited = time.perf_counter() - waiting
-                terms = _step(engine, samples, step, stage)
-                lr = engine.engine.optimizer.param_groups[0]["lr"]
-                written.step(step, terms, lr=lr, grad_norm=engine.grad_norm, data_seconds=waited)
-                stop = _agree(asked.stop)
-                if step + 1 < steps and (stop or _agree(time.monotonic() - last_saved > 60 * options.checkpoint_minutes)):
-                    written.flush()
-                    checkpoints.save(engine, saved, step + 1, origin)
-                    last_saved = time.monotonic()
-                if stop and step + 1 < steps:
-                    raise Interrupted(
-                        f"{stage.label}: stopped after step {step + 1} of {steps}; the same command goes on from there"
-                    )
-                waiting = time.perf_counter()
-            finished = True
-        finally:
-            summary = written.close(finished)
+        finished = True
+    finally:
+        summary = written.close(finished)
     engine.restore_shapes()
     return summary, stream.bad.report()
 

@@ -58,7 +58,7 @@ def test_editing_a_loss_term_reruns_only_the_runs_that_use_it(finished: Checkout
 
 
 def test_editing_a_method_reruns_that_method(finished: Checkout, edit: Edit) -> None:
-    edit("cmapkd/objectives/kd.py", "mean() * temperature**2", "mean() * temperature**2.0")
+    edit("cmapkd/objectives/kd.py", "= temperature**2 *", "= temperature**2.0 *")
     jobs = finished.planned()
     assert trainings(jobs) == {"KD, seed 0: train"}
     assert {job for job in jobs if job.startswith("Evaluating")} == {"Evaluating KD, seed 0"}
