@@ -243,7 +243,7 @@ def _dataset(experiment: Path, dataset: str):  # type: ignore[no-untyped-def]
 
 def _paper(experiment: Path, results: Path):  # type: ignore[no-untyped-def]
     from cmapkd.config import load_experiment
-    from cmapkd.runs import paper_context
+    from cmapkd.paper.experiment import paper_context
 
     return paper_context(load_experiment(experiment), results, experiment)
 

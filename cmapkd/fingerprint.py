@@ -13,8 +13,17 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# Modules that cannot change a result: configuration reaches a rule as values in its ``params``, the others only report.
-NEUTRAL = ("cmapkd.config", "cmapkd.errors", "cmapkd.provenance", "cmapkd.cli", "cmapkd.fingerprint", "cmapkd.training.logs")
+# Modules that cannot change a result: configuration and plan reach a rule as values (in its ``params``,
+# its wildcards and a stage's address), the others only report.
+NEUTRAL = (
+    "cmapkd.config",
+    "cmapkd.plan",
+    "cmapkd.errors",
+    "cmapkd.provenance",
+    "cmapkd.cli",
+    "cmapkd.fingerprint",
+    "cmapkd.training.logs",
+)
 
 
 def fingerprint(*modules: str, length: int = 16) -> str:

@@ -1,4 +1,4 @@
-"""A run's result on disk, and the experiment as the paper sees it. Torch-free.
+"""A run's result on disk. Torch-free.
 
 results/<experiment>/runs/<run>/<seed>/student/   the distilled student, a plain open_clip directory
 results/<experiment>/runs/<run>/<seed>/run.json   the chain of stages that made it, with digests
@@ -17,7 +17,6 @@ from typing import Any
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path, read_json, sha256_of, write_json
-from cmapkd.paper.context import PaperContext, PaperRun
 from cmapkd.plan import TEACHER, Plan, Run
 
 STUDENT, DEPLOYED_TEACHER = "student", "teacher"
@@ -90,31 +89,3 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, copy)
         return
     temporary.replace(target)
-
-
-def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path | None = None) -> PaperContext:
-    """The experiment as the paper sees it: names, order, splits and labels."""
-    from cmapkd.plan import CONFIG
-
-    evaluation, paper = experiment.evaluation, experiment.paper
-    return PaperContext(
-        name=experiment.name,
-        results=results / experiment.name,
-        runs=tuple(PaperRun(name=name, method=method.method, note=method.note) for name, method in experiment.runs.items()),
-        seeds=experiment.seeds,
-        retrieval=tuple(evaluation.retrieval),
-        zeroshot=tuple(evaluation.zeroshot),
-        vqa=tuple(evaluation.vqa.test) if evaluation.vqa else (),
-        teacher_label=f"{TEACHER} ({experiment.teacher.model})",
-        teacher_seed=teacher_seed(experiment),
-        student_initialisation=experiment.student.init,
-        title=paper.title,
-        tables=tuple(paper.tables),
-        figures=tuple(paper.figures),
-        labels=paper.labels,
-        planned=paper.planned,
-        planned_file=CONFIG / "planned.yaml",
-        weights_run=paper.weights_run,
-        weights_samples=paper.weights_samples,
-        config_file=config_file,
-    )

@@ -89,3 +89,14 @@ def test_an_ablation_that_differs_late_shares_the_early_stages(finished: Checkou
 def test_options_that_change_no_result_rerun_nothing(finished: Checkout, edit: Edit) -> None:
     edit("config/smoke.yaml", "workers: 0", "workers: 1\n  log_every: 3")
     assert finished.planned() == []
+
+
+def test_editing_the_plan_or_what_the_paper_is_told_neither_trains_nor_evaluates(finished: Checkout, edit: Edit) -> None:
+    """What a plan says reaches a stage by its address, not by the plan's code."""
+    for module in ("plan", "paper/context", "paper/experiment"):
+        edit(
+            f"cmapkd/{module}.py", "from __future__ import annotations\n", "from __future__ import annotations\n\nEDITED = 1\n"
+        )
+    jobs = finished.planned()
+    assert trainings(jobs) == set()
+    assert not [job for job in jobs if job.startswith(("Evaluating", "Collecting"))]

@@ -22,8 +22,8 @@ from cmapkd.config.schema import DEFAULT_SCHEDULES
 from cmapkd.errors import UserError
 from cmapkd.models import towers
 from cmapkd.objectives.base import Representations, Terms
+from cmapkd.paper.experiment import paper_context
 from cmapkd.plan import CONFIG, make_plan
-from cmapkd.runs import paper_context
 from cmapkd.training.engine import Engine
 from cmapkd.training.stages import Distillation, Teacher
 

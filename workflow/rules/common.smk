@@ -1,5 +1,6 @@
 """What all rules share: the checked experiment, its plan, and the parts of both that a rule depends on."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,10 +10,9 @@ sys.path.insert(0, REPOSITORY)
 
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
-from cmapkd.files import write_json
 from cmapkd.fingerprint import fingerprint
 from cmapkd.plan import make_plan
-from cmapkd.runs import paper_context, teacher_seed
+from cmapkd.paper.experiment import paper_context
 from cmapkd import workflow as parts
 
 try:
@@ -27,7 +27,7 @@ HOME = str(RESULTS / EXPERIMENT.name)
 # The experiment as it is, with overrides from the command line, for the sub-commands and for people. It is no input of
 # any rule: each rule names in `params` the keys it depends on.
 EFFECTIVE = f"{HOME}/experiment.yaml"
-OPTIONS = f"--experiment {EFFECTIVE} --results {RESULTS}"
+OPTIONS = shlex.join(["--experiment", EFFECTIVE, "--results", str(RESULTS)])
 CONTACT_SHEETS = parts.contact_sheets(EXPERIMENT)
 
 
