@@ -76,6 +76,7 @@ class Objective(nn.Module, ABC):
     needs_patches: bool = False  # whether they must return their patches in the space of the embeddings, too
     needs_teacher: bool = True  # whether a teacher, where the method has one, must be asked in this stage
     needs_text: bool = True  # whether the models must encode the captions of the batch
+    grid: int | None = None  # cells along an axis that the pyramids must keep for late interaction
     teacher_side: ClassVar[bool] = False  # its "student" is the teacher itself, frozen: a stage that writes no model
 
     def __init__(self, surroundings: Surroundings) -> None:
@@ -92,6 +93,15 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:
         """Per-sample tensors of this micro-batch, each (b, ...), float; those of the teacher without gradient."""
+
+    def look_ahead(
+        self, model: Tapped, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None
+    ) -> Representations:
+        """More representations (b, ...) of a micro-batch, from what a step on part of it would do to the rest.
+
+        Called before ``represent`` with what that gets to see; the result is added to its own. They carry no gradient.
+        """
+        return {}
 
     @abstractmethod
     def combine(self, representations: Representations) -> Terms:
