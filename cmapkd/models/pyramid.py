@@ -53,9 +53,7 @@ class PyramidOutputs:
 
     def rows(self, chosen: Tensor) -> PyramidOutputs:
         """The samples that ``chosen`` (B,) boolean, or indices, picks."""
-        picked = {
-            field.name: value[chosen] for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
-        }
+        picked = {field.name: value[chosen] for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
         return PyramidOutputs(maps={level: value[chosen] for level, value in self.maps.items()}, **picked)
 
 
@@ -95,20 +93,14 @@ class LanguageHierarchy(nn.Module):
         self.attention = nn.ModuleDict({level: nn.MultiheadAttention(width, heads, batch_first=True) for level in ("L2", "L3")})
         self.project = nn.ModuleDict({level: nn.Linear(width, channels) for level in LANGUAGE})
 
-    def forward(
-        self,
-        taps: Sequence[Tensor],
-        mask: Tensor,
-        summary: Tensor,
-        levels: Sequence[str] = LANGUAGE,
-        keep_tokens: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Levels from ``taps`` (B, N, W) each, ``mask`` (B, N) True on tokens and ``summary`` (B,) positions.
+    def forward(self, taps: Sequence[Tensor], mask: Tensor, summary: Tensor, levels: Sequence[str] = LANGUAGE) -> Tensor:
+        """(B, levels, D) from ``taps`` (B, N, W) each, ``mask`` (B, N) True on tokens and ``summary`` (B,) positions."""
+        return self.with_tokens(taps, mask, summary, levels, keep=False)[0]
 
-        Returns:
-            Vectors (B, levels, D) and, if they are kept, for each level its tokens before they are averaged, (B, N, D), or
-            its vector, (B, 1, D).
-        """
+    def with_tokens(
+        self, taps: Sequence[Tensor], mask: Tensor, summary: Tensor, levels: Sequence[str] = LANGUAGE, keep: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same and, if ``keep``, of each level the tokens before they are averaged, (B, N, D), or its vector, (B, 1, D)."""
         built, parts = [], []
         for level in LANGUAGE:
             if level not in levels:
@@ -121,7 +113,7 @@ class LanguageHierarchy(nn.Module):
             else:
                 vector = masked_mean(tokens, mask)  # (B, W)
             built.append(self.project[level](vector))  # (B, D)
-            if keep_tokens:
+            if keep:
                 parts.append(self.project[level](tokens) if level in TOKENED else built[-1][:, None])
         return torch.stack(built, dim=1), parts
 
@@ -172,7 +164,8 @@ class Pyramid(nn.Module):
             raise ValueError("a pyramid needs outputs with taps: call the model with taps=True")
         maps = self.visual(outputs.image_taps, visual_levels)
         pooled = torch.stack([level.mean(dim=(2, 3)) for level in maps.values()], dim=1)  # (B, levels, C)
-        language, parts = self.language(outputs.text_taps, outputs.text_mask, outputs.summary, language_levels, grid is not None)
+        read = outputs.text_taps, outputs.text_mask, outputs.summary, language_levels
+        language, parts = self.language.with_tokens(*read, keep=grid is not None)
         levels = PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
         if grid is not None:
             rows, columns = (min(grid, patches) for patches in outputs.image_taps[-1].shape[-2:])

@@ -35,7 +35,16 @@ from cmapkd.models.alsn import ALSN, entropy
 from cmapkd.models.pyramid import LANGUAGE, VISUAL, Pyramid, PyramidOutputs, segments
 from cmapkd.models.towers import Tapped, TowerOutputs
 from cmapkd.objectives import register
-from cmapkd.objectives.base import Objective, Representations, Surroundings, TeacherOutputs, Terms, both_embeddings
+from cmapkd.objectives.base import (
+    Chunks,
+    Objective,
+    Representations,
+    Surroundings,
+    Teach,
+    TeacherOutputs,
+    Terms,
+    both_embeddings,
+)
 from cmapkd.objectives.terms import alignment, intra, relation
 from cmapkd.objectives.terms.contrastive import diagonal_cross_entropy, distil_logits, info_nce, row_kl
 from cmapkd.training import distributed
@@ -232,29 +241,49 @@ class CMAPKD(Objective):
         return terms
 
     @torch.no_grad()
-    def look_ahead(self, model: Tapped, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None) -> Representations:
+    def look_ahead(self, model: Tapped, chunks: Chunks, teach: Teach) -> list[Representations]:
         """The gain of every active level for every second sample; zero for the others, on which it is measured."""
         if not self.looks_ahead:
-            return {}
+            return super().look_ahead(model, chunks, teach)
+        count = sum(len(images) for images, _ in chunks)
+        held = (torch.arange(count, device=chunks[0][0].device) % 2 == 1).split([len(images) for images, _ in chunks])
+        parameters = {name: value.detach() for name, value in model.named_parameters()}
+        apart = [(images[rows], tokens[rows]) for (images, tokens), rows in zip(chunks, held, strict=True)]
+        gradient = _task_gradient(model, parameters, [chunk for chunk in apart if len(chunk[0])]) if count > 1 else {}
+        return [
+            self._gains(model, parameters, gradient, chunk, teach(*chunk), ~rows)
+            for chunk, rows in zip(chunks, held, strict=True)
+        ]
+
+    def _gains(
+        self,
+        model: Tapped,
+        parameters: dict[str, Tensor],
+        gradient: dict[str, Tensor],
+        chunk: tuple[Tensor, Tensor],
+        teacher: TeacherOutputs | None,
+        rows: Tensor,
+    ) -> Representations:
+        """Derivatives of the distances of ``rows`` (b,) along ``gradient``; none without a gradient."""
         assert teacher is not None and teacher.pyramid is not None
-        held = torch.arange(len(images), device=images.device) % 2 == 1
+        images, tokens = chunk
         visual = images.new_zeros(len(images), len(self.visual_levels))
         language = images.new_zeros(len(images), len(self.language_levels))
-        if bool(held.any()):
-            parameters = {name: value.detach() for name, value in model.named_parameters()}
-            gradient = _task_gradient(model, parameters, images[held], tokens[held])
-            with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        if gradient and bool(rows.any()):
+            with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
                 moved = {name: forward_ad.make_dual(value, gradient[name]) for name, value in parameters.items()}
-                outputs = functional_call(model, moved, (images[~held], tokens[~held]), {"taps": True})
-                both = self.distances(self.levels(outputs), teacher.pyramid.rows(~held))
+                outputs = functional_call(model, moved, (images[rows], tokens[rows]), {"taps": True})
+                both = self.distances(self.levels(outputs), teacher.pyramid.rows(rows))
                 gains = [forward_ad.unpack_dual(distance).tangent for distance in both]
-            visual[~held], language[~held] = gains[0].to(visual.dtype), gains[1].to(language.dtype)
-        return {"visual_gains": visual, "language_gains": language, "gains_measured": (~held).to(visual.dtype)}
+            visual[rows], language[rows] = gains[0].to(visual.dtype), gains[1].to(language.dtype)
+        measured = rows.to(visual.dtype) if gradient else torch.zeros_like(visual[:, 0])
+        return {"visual_gains": visual, "language_gains": language, "gains_measured": measured}
 
     def _gain(self, r: Representations) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted gains in units of their root mean square, and the mean of each level for the log."""
         measured = r["gains_measured"]
-        total, report = measured.new_zeros(()), {}
+        total = measured.new_zeros(())
+        report: dict[str, Tensor] = {}
         for kind, names in (("visual", self.visual_levels), ("language", self.language_levels)):
             gains = r[f"{kind}_gains"]
             size = distributed.mean_over_ranks((gains.square() * measured[:, None]).mean()) / measured.mean().clamp(min=1e-6)
@@ -274,16 +303,38 @@ class CMAPKD(Objective):
         return report
 
 
-def _task_gradient(model: Tapped, parameters: dict[str, Tensor], images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-    """Gradient of the task loss of these pairs in the model's weights, averaged over ranks."""
+def _task_gradient(model: Tapped, parameters: dict[str, Tensor], chunks: Chunks) -> dict[str, Tensor]:
+    """Gradient of the task loss of these pairs, taken together, in the model's weights; averaged over ranks.
+
+    Over several micro-batches it is exact: first to the embeddings of all, from there through the model one by one.
+    """
+    leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    whole = [functional_call(model, parameters, chunk, {"taps": False}) for chunk in chunks] if len(chunks) > 1 else []
     with torch.enable_grad():
-        leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-        outputs = functional_call(model, leaves, (images, tokens), {"taps": False})
-        loss = info_nce(outputs.image.float(), outputs.text.float(), outputs.logit_scale.float())
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        if not whole:
+            outputs = functional_call(model, leaves, chunks[0], {"taps": False})
+            loss = info_nce(outputs.image.float(), outputs.text.float(), outputs.logit_scale.float())
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            return _averaged(parameters, gradients)
+        image, text = (
+            torch.cat([getattr(part, name).float() for part in whole]).requires_grad_() for name in ("image", "text")
+        )
+        scale = whole[0].logit_scale.float().requires_grad_()
+        of_image, of_text, of_scale = torch.autograd.grad(info_nce(image, text, scale), (image, text, scale))
+        total = leaves["model.logit_scale"].exp().sum() * of_scale.sum()
+        start = 0
+        for chunk in chunks:
+            outputs, rows = functional_call(model, leaves, chunk, {"taps": False}), slice(start, start + len(chunk[0]))
+            total = total + (outputs.image * of_image[rows]).sum() + (outputs.text * of_text[rows]).sum()
+            start = rows.stop
+        return _averaged(parameters, torch.autograd.grad(total, list(leaves.values()), allow_unused=True))
+
+
+def _averaged(parameters: dict[str, Tensor], gradients: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    """Gradients by name, averaged over ranks; zero for what has none."""
     result = {}
     for (name, value), gradient in zip(parameters.items(), gradients, strict=True):
-        result[name] = torch.zeros_like(value) if gradient is None else gradient
+        result[name] = torch.zeros_like(value) if gradient is None else gradient.contiguous()
         if distributed.world_size() > 1:
             dist.all_reduce(result[name])
             result[name] /= distributed.world_size()

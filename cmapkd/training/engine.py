@@ -145,7 +145,7 @@ class Engine:
 
     def _whole(self, images: Tensor, tokens: Tensor) -> Terms:
         taught = self._teach(images, tokens)
-        terms: Terms = self.engine(images, tokens, taught, self.module.look_ahead(images, tokens, taught))
+        terms: Terms = self.engine(images, tokens, taught, *self.module.look_ahead([(images, tokens)], lambda *_: taught))
         self._check(terms)
         self.engine.backward(terms.total)
         self.engine.step()
@@ -153,13 +153,12 @@ class Engine:
 
     def _accumulated(self, images: Tensor, tokens: Tensor) -> Terms:
         chunks = list(zip(images.chunk(self.accumulation), tokens.chunk(self.accumulation), strict=True))
-        states, collected, ahead = [], [], []
+        states, collected = [], []
+        ahead = self.module.look_ahead(chunks, self._teach)
         with torch.no_grad():
-            for chunk in chunks:
-                taught = self._teach(*chunk)
-                ahead.append(self.module.look_ahead(*chunk, taught))
+            for chunk, more in zip(chunks, ahead, strict=True):
                 states.append(self._random_state())
-                collected.append(self.module.represent(*chunk, taught, ahead[-1]))
+                collected.append(self.module.represent(*chunk, self._teach(*chunk), more))
         after = self._random_state()
         leaves = {name: torch.cat([part[name] for part in collected]).requires_grad_() for name in collected[0]}
         terms = self.module.objective.combine(leaves)

@@ -20,7 +20,7 @@ from cmapkd.files import atomic_path
 from cmapkd.models import towers
 from cmapkd.models.prompts import Prompts
 from cmapkd.models.pyramid import Pyramid
-from cmapkd.objectives.base import Objective, Representations, Surroundings, TeacherOutputs, Terms
+from cmapkd.objectives.base import Chunks, Objective, Representations, Surroundings, Teach, TeacherOutputs, Terms
 
 MODEL = "model"
 OBJECTIVE = "objective.safetensors"
@@ -86,9 +86,9 @@ class Distillation(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def look_ahead(self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None) -> Representations:
+    def look_ahead(self, chunks: Chunks, teach: Teach) -> list[Representations]:
         """`Objective.look_ahead` on the trained model."""
-        return self.objective.look_ahead(self.model, images, tokens, teacher)
+        return self.objective.look_ahead(self.model, chunks, teach)
 
     def represent(
         self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None, ahead: Representations | None = None
