@@ -191,7 +191,9 @@ def plan(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
         done = "done" if (home / "stages" / stage.address / "stage.json").is_file() else "open"
         typer.echo(f"{done}  {stage.address:34} {stage.label}")
     total = sum(len(run.stages) for run in made.runs)
-    typer.echo(f"{len(made.stages)} trainings for {len(made.runs)} runs of {total} stages in all, and the teacher's")
+    trained = len({address for run in made.runs for address in run.stages})
+    shared = f"{total} stages, {total - trained} of them shared: {trained} trainings"
+    typer.echo(f"{len(made.runs)} runs of {shared}; and {len(made.stages) - trained} for the teacher")
 
 
 @config_app.command("check")

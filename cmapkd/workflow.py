@@ -15,6 +15,7 @@ from cmapkd.fingerprint import fingerprint
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.figures import FIGURES
 from cmapkd.paper.tables import TABLES
+from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import find_run, teacher_seed
 
@@ -98,12 +99,15 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
             context.title,
             context.planned,
             context.tables,
+            context.appendix,
+            context.full_run,
             context.figures,
             context.weights_run,
             context.weights_samples,
         ],
         "student": context.student_initialisation,
         "teacher": [context.teacher_label, context.teacher_seed],
+        "experiment": context.experiment_digest,
         "planned": sha256_of(context.planned_file) if context.planned else None,
     }
     return {"config": digest(shown, 16), "code": fingerprint(*modules)}
@@ -114,9 +118,28 @@ def arrays(plan: Plan, home: str) -> list[str]:
     return [str(Path(file).with_suffix(".npz")) for file in metrics(plan, home)]
 
 
+def table_inputs(plan: Plan, context: PaperContext, home: str, name: str) -> list[str]:
+    """Files that one table reads: the metrics, if it shows what was measured.
+
+    Raises:
+        UserError: the table of tuned values, without a file of them.
+    """
+    if name == "table1":
+        return []
+    if name == "tuned":
+        return [str(TunedFile(context).path)]
+    return metrics(plan, home)
+
+
+def table_title(name: str) -> str:
+    """What messages call a table: ``Table 2``, or by its name where it has no number."""
+    return f"Table {name.removeprefix('table')}"
+
+
 def table_params(context: PaperContext, name: str) -> dict[str, Any]:
-    """What one table depends on beside the metrics."""
-    return paper_params(context, TABLES[name], "cmapkd.paper.latex") if name in TABLES else {}
+    """What one table depends on beside the metrics: settings, code and, of the table of tuned values, the file's content."""
+    params = paper_params(context, TABLES[name], "cmapkd.paper.latex")
+    return {**params, "tuned": TunedFile(context).sha256} if name == "tuned" else params
 
 
 def figure_params(context: PaperContext, name: str) -> dict[str, Any]:

@@ -55,7 +55,12 @@ class MethodConfig(Config):
 
     schedule: str = Field("standard", description="name of one of the experiment's `schedules`")
     lr_scale: float = Field(1.0, gt=0, description="factor on every learning rate of the schedule (a tuned value per method)")
+    group: Literal["method", "ablation"] = Field(
+        "method", description="which tables show the run: those that compare methods, or the ablation table"
+    )
 
+    # Options that are no part of a stage's address: worked into the stages already, or about presentation alone.
+    unaddressed: ClassVar[frozenset[str]] = frozenset({"schedule", "lr_scale", "group"})
     uses_teacher: ClassVar[bool] = True
     uses_pyramid: ClassVar[bool] = False
     note: ClassVar[str] = ""  # footnote of its rows in tables: what sets it apart from the published method
@@ -76,7 +81,7 @@ class MethodConfig(Config):
 
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         """The options that bear on one stage, JSON-able: they are part of its address, so what is equal is trained once."""
-        return self.model_dump(mode="json", exclude={"schedule", "lr_scale"})
+        return self.model_dump(mode="json", exclude=set(self.unaddressed))
 
 
 class ScratchConfig(MethodConfig):
@@ -274,11 +279,11 @@ class CMAPKDConfig(MethodConfig):
 
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         # Levels and policy are in the stage already; what only another policy reads must not set equal stages apart.
-        excluded = {"schedule", "lr_scale", "policy", "visual_levels", "language_levels", "teacher_pyramid"}
+        excluded = self.unaddressed | {"policy", "visual_levels", "language_levels", "teacher_pyramid"}
         excluded |= {"manual_weights"} if stage.policy != "manual" else set()
         excluded |= {"alsn"} if stage.policy != "alsn" else set()
         excluded |= {"cells"} if self.similarity != "late" else set()
-        return self.model_dump(mode="json", exclude=excluded)
+        return self.model_dump(mode="json", exclude=set(excluded))
 
     @model_validator(mode="after")
     def _top_levels(self) -> CMAPKDConfig:
@@ -324,9 +329,9 @@ class PromptKDConfig(MethodConfig):
 
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         # The teacher's prompts are a stage of their own, whose address is in the settings.
-        excluded = {"schedule", "lr_scale", "teacher_prompts"}
+        excluded = self.unaddressed | {"teacher_prompts"}
         excluded |= set() if self.student_prompts else {"student_prompt_layers"}
-        return self.model_dump(mode="json", exclude=excluded)
+        return self.model_dump(mode="json", exclude=set(excluded))
 
 
 AnyMethod = Annotated[

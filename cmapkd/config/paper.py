@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from cmapkd.config.base import Config, Field
 from cmapkd.errors import nearest
@@ -17,6 +17,8 @@ class PaperConfig(Config):
     tables: tuple[str, ...] = Field(
         ("table2", "table3", "table5"), description="tables, in the order in which the paper shows them"
     )
+    appendix: tuple[str, ...] = Field((), description="tables of the appendix, in order; none of them also in `tables`")
+    full_run: str = Field("CMAPKD", description="the full method: the run that table 4 compares the ablations with")
     figures: tuple[str, ...] = Field(("figure3",), description="figures, in the order in which the paper shows them")
     planned: bool = Field(
         False,
@@ -33,7 +35,7 @@ class PaperConfig(Config):
     )
     weights_samples: int = Field(100, ge=10, le=1000, unit="samples", description="samples drawn as points in figure 3")
 
-    @field_validator("tables")
+    @field_validator("tables", "appendix")
     @classmethod
     def _known_tables(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         from cmapkd.paper.tables import TABLES
@@ -46,6 +48,13 @@ class PaperConfig(Config):
         from cmapkd.paper.figures import FIGURES
 
         return _known(names, list(FIGURES), "figure")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> PaperConfig:
+        for name in self.appendix:
+            if name in self.tables:
+                raise ValueError(f"appendix names {name!r}, which `tables` names already")
+        return self
 
     @field_validator("labels")
     @classmethod

@@ -215,10 +215,23 @@ class ExperimentConfig(Config):
         if self.paper.weights_run and self.paper.weights_run not in self.runs:
             run = self.paper.weights_run
             raise ValueError(f"paper.weights_run = {run!r} names no run; {nearest(run, list(self.runs))}")
+        self._check_paper()
         batch, ranks = self.training.global_batch, self.training.ranks
         if batch % ranks:
             raise ValueError(f"training.global_batch = {batch} is not divisible by training.ranks = {ranks}")
         return self
+
+    def _check_paper(self) -> None:
+        """What a table needs is asked for before anything is trained."""
+        tables = (*self.paper.tables, *self.paper.appendix)
+        if "table4" in tables:
+            full = self.paper.full_run
+            if full not in self.runs:
+                raise ValueError(f"paper.full_run = {full!r} names no run, table4 needs it; {nearest(full, list(self.runs))}")
+            if not any(method.group == "ablation" for name, method in self.runs.items() if name != full):
+                raise ValueError("paper.tables names table4, but no run has `group: ablation`")
+        if "tuned" in tables and getattr(self, "tuned", None) is None:
+            raise ValueError("tuned: paper.tables or paper.appendix names the table `tuned`, which needs this file")
 
     def _references(self) -> Iterator[tuple[str, str]]:
         """Every reference to a split, with the key that makes it."""

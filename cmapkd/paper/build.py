@@ -55,7 +55,7 @@ def build_figure(name: str, context: PaperContext, metrics: Metrics | None = Non
 def build_numbers(context: PaperContext) -> None:
     """Write ``paper/numbers.tex`` from the JSON of the tables and figures."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
-    for name in (*context.tables, *context.figures):
+    for name in (*context.all_tables, *context.figures):
         content = read_part(context, name)
         decimals = {column["column"]: column["decimals"] for column in content.get("columns", [])}
         rest = content.get("decimals", 0)  # what a table's caption states are counts
@@ -73,7 +73,7 @@ def build_document(context: PaperContext, metrics: Metrics | None = None) -> Non
         UserError: a table or figure is not built yet.
     """
     build_numbers(context)
-    parts = {name: read_part(context, name) for name in (*context.tables, *context.figures)}
+    parts = {name: read_part(context, name) for name in (*context.all_tables, *context.figures)}
     write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
 
 
@@ -93,7 +93,7 @@ def build_pdf(context: PaperContext) -> bool:
     names = [
         "paper.tex",
         "numbers.tex",
-        *(f"{name}.tex" for name in context.tables),
+        *(f"{name}.tex" for name in context.all_tables),
         *(f"{name}.pdf" for name in context.figures),
     ]
     inputs = [context.paper / name for name in names]
@@ -107,7 +107,7 @@ def build_pdf(context: PaperContext) -> bool:
 def build_paper(context: PaperContext) -> bool:
     """All of it, reading each metric file once. Returns whether the PDF was made."""
     metrics = Metrics(context)
-    for name in context.tables:
+    for name in context.all_tables:
         build_table(name, context, metrics)
     for name in context.figures:
         build_figure(name, context, metrics)

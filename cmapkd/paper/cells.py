@@ -15,7 +15,10 @@ Direction = Literal["up", "down", ""]
 
 @dataclass(frozen=True)
 class Parent:
-    """Where a number was read: file (relative to the results directory), its SHA-256 then, run, seed, keys within the file."""
+    """Where a number was read: file (relative to the results directory), its SHA-256 then, run, seed, keys within the file.
+
+    Of the experiment's own file the SHA-256 is that of what the paper tells of it (``PaperContext.experiment_digest``).
+    """
 
     file: str
     sha256: str
@@ -74,6 +77,31 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A cell of words (a stage's levels, a rate and where it ends), with parents like a number's. Line breaks are kept."""
+
+    text: str
+    parents: tuple[Parent, ...]
+    recipe: str = "as configured"
+
+    def __post_init__(self) -> None:
+        if not self.parents:
+            raise UserError(key="cell", value=self.text, reason="a text without a parent")
+
+    def to_json(self) -> dict[str, Any]:
+        parents = [{**asdict(parent), "keys": list(parent.keys)} for parent in self.parents]
+        return {"text": self.text, "recipe": self.recipe, "parents": parents}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Text:
+        parents = tuple(
+            Parent(file=p["file"], sha256=p["sha256"], run=p["run"], seed=p["seed"], keys=tuple(p["keys"]))
+            for p in content["parents"]
+        )
+        return cls(text=content["text"], parents=parents, recipe=content["recipe"])
+
+
+@dataclass(frozen=True)
 class Column:
     """One column. ``key`` names it in ``table<N>.json``, in macros and in ``cmapkd trace``."""
 
@@ -85,18 +113,22 @@ class Column:
     deviation: bool = True  # print the deviation over seeds; pointless for what does not depend on the seed
     ranked: bool = True  # best and second best student are marked
     planned: bool = False
+    text: bool = False  # its cells are texts
+    signed: bool = False  # a difference: printed with its sign
     optional: bool = False  # a cell may be absent (planned numbers; ratios to the teacher in the teacher's own row)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the teacher or a student run."""
+    """One row: the teacher, a student run, or whatever else a table lists."""
 
     key: str
     label: str
     teacher: bool = False
     method: str = ""
     note: str = ""
+    section: str = ""  # heading above the first of neighbouring rows with the same section
+    ruled: bool = False  # a rule above it
 
 
 @dataclass(frozen=True)
@@ -111,7 +143,8 @@ class Panel:
 class Table:
     """A table of numbers with parents. Texts are plain (no LaTeX); they are escaped when the table is typeset.
 
-    ``cells`` maps row key -> column key -> cell; the row ``caption`` holds the numbers the caption states.
+    ``cells`` maps row key -> column key -> cell; the row ``caption`` holds the numbers the caption states. ``texts`` does
+    the same for cells of words.
     """
 
     name: str  # table2
@@ -120,6 +153,7 @@ class Table:
     rows: tuple[Row, ...]
     panels: tuple[Panel, ...]
     cells: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, Text]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns()]
@@ -127,9 +161,11 @@ class Table:
             raise ValueError(f"{self.name}: column keys are not unique: {keys}")
         for row in self.rows:
             for column in self.columns():
-                if not column.optional and column.key not in self.cells.get(row.key, {}):
+                found = self.texts if column.text else self.cells
+                if not column.optional and column.key not in found.get(row.key, {}):
+                    reason = f"has no {'text' if column.text else 'number'}"
                     raise UserError(
-                        key=f"{self.name} / {row.key} / {column.key}", reason="has no number", fix="every cell needs a parent"
+                        key=f"{self.name} / {row.key} / {column.key}", reason=reason, fix="every cell needs a parent"
                     )
 
     def columns(self) -> Iterator[Column]:
@@ -138,6 +174,9 @@ class Table:
 
     def cell(self, row: str, column: str) -> Cell | None:
         return self.cells.get(row, {}).get(column)
+
+    def text(self, row: str, column: str) -> Text | None:
+        return self.texts.get(row, {}).get(column)
 
     def column(self, key: str) -> Column | None:
         return next((column for column in self.columns() if column.key == key), None)
@@ -161,6 +200,7 @@ class Table:
                 for c in panel.columns
             ],
             "cells": {row: {column: cell.to_json() for column, cell in cells.items()} for row, cells in self.cells.items()},
+            "texts": {row: {column: text.to_json() for column, text in texts.items()} for row, texts in self.texts.items()},
         }
 
 

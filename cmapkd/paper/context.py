@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from cmapkd.errors import UserError, nearest
-from cmapkd.files import slug
+from cmapkd.files import digest, slug
 
 TEACHER = "Teacher"
 PLANNED_FILE = "config/planned.yaml"
+EXPERIMENT_FILE = "experiment.yaml"  # in the results directory: the experiment with every default written out
 Task = Literal["retrieval", "zeroshot", "vqa"]
 
 
@@ -25,10 +26,29 @@ class PaperRun:
     method: str = ""  # registered objective
     group: Literal["method", "ablation"] = "method"  # tables of methods and the ablation table show different runs
     note: str = ""  # footnote: how it deviates from the published method
+    schedule: str = ""
+    lr_scale: float = 1.0
+    changes: tuple[str, ...] = ()  # of an ablation: the options in which it differs from the full method, "key = value"
 
     @property
     def shown(self) -> str:
         return self.label or self.name
+
+
+@dataclass(frozen=True)
+class PaperStage:
+    """One stage of a schedule as the experiment's file has it."""
+
+    schedule: str
+    name: str
+    epochs: float
+    lr: float
+    lr_end: float  # share of ``lr`` at the stage's end
+    trains: tuple[str, ...]
+    group_lr: tuple[tuple[str, float], ...] = ()
+    visual_levels: tuple[str, ...] = ()  # these three are empty when no run of the schedule has a pyramid
+    language_levels: tuple[str, ...] = ()
+    policy: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,12 +71,18 @@ class PaperContext:
     student_initialisation: str = "random"
     title: str = "Adaptive Pyramid-Based Cross-Modal Knowledge Distillation"
     tables: tuple[str, ...] = ()
+    appendix: tuple[str, ...] = ()  # tables after those
     figures: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     planned: bool = False
     planned_file: Path = Path(PLANNED_FILE)
     weights_run: str = ""  # "": the first run that recorded ALSN weights
     weights_samples: int = 100
+    full_run: str = "CMAPKD"  # what the ablations are compared with
+    stages: tuple[PaperStage, ...] = ()  # of every schedule that a run uses
+    global_batch: int = 0
+    warmup: float = 0.0  # share of each stage
+    tuned_file: Path | None = None  # what the search of hyper-parameters found
     config_file: Path | None = None  # the experiment's file, for the commands that `trace` prints
 
     def __post_init__(self) -> None:
@@ -81,6 +107,25 @@ class PaperContext:
             taken[directory.casefold()] = name
             found[name] = directory
         return found
+
+    @property
+    def all_tables(self) -> tuple[str, ...]:
+        """Tables of the text and of the appendix."""
+        return (*self.tables, *self.appendix)
+
+    @property
+    def experiment_digest(self) -> str:
+        """SHA-256 of what the paper tells of the experiment's file: schedules, and what each run makes of them."""
+        runs = [[run.name, run.group, run.schedule, run.lr_scale, run.changes] for run in self.runs]
+        return digest([[asdict(stage) for stage in self.stages], runs, self.global_batch, self.warmup, self.full_run])
+
+    @property
+    def tuned_name(self) -> str:
+        """The tuned file as parents record it: relative to the repository, where it lies there."""
+        assert self.tuned_file is not None
+        repository = self.planned_file.parent.parent
+        inside = self.tuned_file.is_relative_to(repository)
+        return (self.tuned_file.relative_to(repository) if inside else self.tuned_file).as_posix()
 
     @property
     def paper(self) -> Path:
@@ -108,7 +153,11 @@ class PaperContext:
 
     def resolve(self, file: str) -> Path:
         """The inverse of ``relative``."""
-        return self.planned_file if file == PLANNED_FILE else self.results / file
+        if file == PLANNED_FILE:
+            return self.planned_file
+        if self.tuned_file is not None and file == self.tuned_name:
+            return self.tuned_file
+        return self.results / file
 
     def label(self, split: str, task: Task) -> str:
         """What the paper calls a split in one task; without a configured label the split's own name."""

@@ -54,7 +54,13 @@ def render_document(context: PaperContext, metrics: Metrics, parts: Mapping[str,
     ]
     lines += [f"{_numbered(name)}\\input{{{name}}}" for name in context.tables]
     lines += [_numbered(name) + _figure(name, parts[name]) for name in context.figures]
-    lines += [r"\clearpage", r"\section*{Where the numbers come from}", _origins(files), r"\end{document}", ""]
+    lines += [r"\clearpage", r"\section*{Where the numbers come from}", _origins(files)]
+    if context.appendix:
+        # hyperref tells the appendix's tables from those of the text by \theHtable.
+        lines += [r"\clearpage\appendix", r"\section*{Appendix}", r"\setcounter{table}{0}"]
+        lines += [r"\renewcommand{\thetable}{A\arabic{table}}\renewcommand{\theHtable}{A\arabic{table}}"]
+        lines += [f"{_numbered(name)}\\input{{{name}}}" for name in context.appendix]
+    lines += [r"\end{document}", ""]
     return "\n".join(lines)
 
 
@@ -97,7 +103,7 @@ def _data(files: list[MetricFile]) -> str:
 
 
 def _pointers(context: PaperContext, parts: Mapping[str, Mapping[str, Any]]) -> str:
-    names = [f"Table~\\ref{{tab:{name}}} ({_lower(parts[name]['title'])})" for name in context.tables]
+    names = [f"Table~\\ref{{tab:{name}}} ({_lower(parts[name]['title'])})" for name in context.all_tables]
     names += [f"Figure~\\ref{{fig:{name}}} ({_lower(parts[name]['title'])})" for name in context.figures]
     return f"{'; '.join(names)}." if names else "No table and no figure is configured."
 

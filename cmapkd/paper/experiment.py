@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from cmapkd.config.methods import MethodConfig
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.paper.context import PaperContext, PaperRun
-from cmapkd.plan import CONFIG, TEACHER
+from cmapkd.paper.context import PaperContext, PaperRun, PaperStage
+from cmapkd.plan import CONFIG, REPOSITORY, TEACHER
 from cmapkd.runs import teacher_seed
 
 
 def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path | None = None) -> PaperContext:
     """The experiment as the paper sees it: names, order, splits and labels."""
     evaluation, paper = experiment.evaluation, experiment.paper
+    tuned = getattr(experiment, "tuned", None)
     return PaperContext(
         name=experiment.name,
         results=results / experiment.name,
-        runs=tuple(PaperRun(name=name, method=method.method, note=method.note) for name, method in experiment.runs.items()),
+        runs=tuple(_run(experiment, name, method) for name, method in experiment.runs.items()),
         seeds=experiment.seeds,
         retrieval=tuple(evaluation.retrieval),
         zeroshot=tuple(evaluation.zeroshot),
@@ -26,11 +30,77 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         student_initialisation=experiment.student.init,
         title=paper.title,
         tables=tuple(paper.tables),
+        appendix=tuple(paper.appendix),
         figures=tuple(paper.figures),
         labels=paper.labels,
         planned=paper.planned,
         planned_file=CONFIG / "planned.yaml",
         weights_run=paper.weights_run,
         weights_samples=paper.weights_samples,
+        full_run=paper.full_run,
+        stages=tuple(_stages(experiment)),
+        global_batch=experiment.training.global_batch,
+        warmup=experiment.training.warmup,
+        tuned_file=_tuned_file(tuned, config_file) if tuned else None,
         config_file=config_file,
     )
+
+
+def _tuned_file(name: str, config_file: Path | None) -> Path:
+    """The file of tuned values: beside the experiment's file if it is there, else in the repository."""
+    beside = config_file.absolute().parent / name if config_file is not None else None
+    return beside if beside is not None and beside.is_file() else REPOSITORY / name
+
+
+def _run(experiment: ExperimentConfig, name: str, method: Any) -> PaperRun:
+    full = experiment.runs.get(experiment.paper.full_run)
+    return PaperRun(
+        name=name,
+        method=method.method,
+        group=method.group,
+        note=method.note,
+        schedule=method.schedule,
+        lr_scale=method.lr_scale,
+        changes=_changes(method, full) if method.group == "ablation" and full is not None else (),
+    )
+
+
+def _changes(method: MethodConfig, full: MethodConfig) -> tuple[str, ...]:
+    """Options in which a run differs from the full method, as ``weights.align = 0``."""
+    own, other = (dict(_flat(config.model_dump(mode="json", exclude={"group"}))) for config in (method, full))
+    return tuple(f"{key} = {_text(value)}" for key, value in own.items() if key not in other or other[key] != value)
+
+
+def _flat(options: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in options.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_text(entry) for entry in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _stages(experiment: ExperimentConfig) -> Iterator[PaperStage]:
+    """Stages of every schedule that a run uses, that of the full method first, then in the order of the runs."""
+    methods = list(experiment.runs.values())
+    full = experiment.runs.get(experiment.paper.full_run)
+    for schedule in dict.fromkeys(method.schedule for method in ([full] if full is not None else []) + methods):
+        pyramid = any(method.uses_pyramid for method in methods if method.schedule == schedule)
+        for stage in experiment.schedules[schedule]:
+            yield PaperStage(
+                schedule=schedule,
+                name=stage.name,
+                epochs=stage.epochs,
+                lr=stage.lr,
+                lr_end=stage.lr_end,
+                trains=stage.trains,
+                group_lr=tuple(stage.group_lr.items()),
+                visual_levels=stage.visual_levels if pyramid else (),
+                language_levels=stage.language_levels if pyramid else (),
+                policy=stage.policy if pyramid else "",
+            )

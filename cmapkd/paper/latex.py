@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from cmapkd.errors import UserError
 from cmapkd.files import slug
-from cmapkd.paper.cells import Cell, Column, Panel, Row, Table, decimals_of, number_of
+from cmapkd.paper.cells import Cell, Column, Panel, Row, Table, Text, decimals_of, number_of
 
 Significance = Callable[[Table, str, str], bool]  # (table, row, column) -> is this row significantly the best
 
@@ -18,6 +18,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "→": r"$\rightarrow$", "↔": r"$\leftrightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "±": r"$\pm$",
     "−": r"$-$", "≥": r"$\geq$", "≤": r"$\leq$", "ρ": r"$\rho$", "–": "--", "—": "---",
+    "·": r"$\cdot$", "Δ": r"$\Delta$", **{c: f"$^{{{d}}}$" for c, d in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True)},
     "“": "``", "”": "''", "’": "'", "\n": " ",
 }  # fmt: skip
 ARROWS = {"up": r"$\,\uparrow$", "down": r"$\,\downarrow$", "": ""}
@@ -61,7 +62,7 @@ def best_and_second(table: Table, significance: Significance | None = None) -> d
     """
     marks: dict[tuple[str, str], str] = {}
     for column in table.columns():
-        if not column.ranked or column.planned or not column.direction:
+        if not column.ranked or column.planned or column.text or not column.direction:
             continue
         decimals = _decimals(table, column)
         found = {row.key: table.cell(row.key, column.key) for row in table.rows if not row.teacher}
@@ -101,14 +102,22 @@ def _same_headings(panels: tuple[Panel, ...]) -> list[list[Panel]]:
 def _tabular(table: Table, panels: list[Panel], marks: Mapping[tuple[str, str], str]) -> str:
     columns = panels[0].columns
     several = len(table.panels) > 1
-    lines = [f"\\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}", "\\toprule"]
+    places = "".join("l" if column.text else "r" for column in columns)
+    lines = [f"\\begin{{tabular}}{{@{{}}l{places}@{{}}}}", "\\toprule"]
     lines += _header(columns)
     for index, panel in enumerate(panels):
         lines.append("\\midrule" if index == 0 else "\\addlinespace\\midrule")
         if several and panel.title:
             lines.append(f"\\multicolumn{{{len(columns) + 1}}}{{@{{}}l@{{}}}}{{\\emph{{{escape(panel.title)}}}}}\\\\")
             lines.append("\\addlinespace[2pt]")
-        for row in table.rows:
+        section = ""
+        for place, row in enumerate(table.rows):
+            if row.section != section:
+                gap = "\\addlinespace\n" if place else ""
+                lines.append(f"{gap}\\multicolumn{{{len(columns) + 1}}}{{@{{}}l@{{}}}}{{\\emph{{{escape(row.section)}}}}}\\\\")
+                section = row.section
+            if row.ruled and place:
+                lines.append("\\midrule")
             cells = [_cell(table, row, column, marks.get((row.key, column.key))) for column in panel.columns]
             lines.append(" & ".join([_row_label(table, row), *cells]) + r" \\")
             if row.teacher and len(table.rows) > 1:
@@ -149,7 +158,8 @@ def _header(columns: tuple[Column, ...]) -> list[str]:
         lines.append(" & " + " & ".join(heads) + r" \\")
         lines.append("".join(f"\\cmidrule(lr){{{first}-{last}}}" for group, first, last in spans if group))
     heads = [_heading(column, arrow=not shared.get(column.group)) for column in columns]
-    places = ["r"] * (len(heads) - 1) + ["r@{}"]  # the last head ends where the rules end, like the numbers below it
+    places = ["l" if column.text else "r" for column in columns]
+    places[-1] += "@{}"  # the last head ends where the rules end, like the numbers below it
     lines.append(
         " & "
         + " & ".join(f"\\multicolumn{{1}}{{{place}}}{{{head}}}" for place, head in zip(places, heads, strict=True))
@@ -164,6 +174,8 @@ def _heading(column: Column, *, arrow: bool) -> str:
 
 
 def _cell(table: Table, row: Row, column: Column, mark: str | None) -> str:
+    if column.text:
+        return _text(table.text(row.key, column.key))
     cell = table.cell(row.key, column.key)
     if cell is None:
         return DASH
@@ -171,6 +183,8 @@ def _cell(table: Table, row: Row, column: Column, mark: str | None) -> str:
     text = number_of(cell.value, decimals)
     if column.planned:
         return f"\\emph{{{text}}}"
+    if column.signed:
+        text = f"$-${text[1:]}" if text.startswith("-") else f"+{text}" if float(text) else text
     text = {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}.get(mark or "", text)
     deviations = [found.std for other in table.rows if (found := table.cell(other.key, column.key)) and found.std is not None]
     if cell.std is None and column.deviation and deviations:
@@ -179,6 +193,13 @@ def _cell(table: Table, row: Row, column: Column, mark: str | None) -> str:
     if cell.std is not None and column.deviation:
         text += f"{{\\tiny$\\,\\pm\\,${number_of(cell.std, decimals)}}}"
     return text
+
+
+def _text(text: Text | None) -> str:
+    if text is None or not text.text:
+        return DASH
+    lines = [escape(line) for line in text.text.split("\n")]
+    return lines[0] if len(lines) == 1 else r"\begin{tabular}[t]{@{}l@{}}" + r" \\ ".join(lines) + r"\end{tabular}"
 
 
 def _decimals(table: Table, column: Column) -> int:

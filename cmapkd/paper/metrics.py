@@ -172,6 +172,16 @@ class Metrics:
             ) from None
         return _cell(values, [origin, *(parent for _, parent in found)], recipe)
 
+    def difference(self, run: str, other: str, keys: Sequence[str], cell: str, bounds: Bounds | None = None) -> Cell:
+        """Mean over seeds of a run's number minus that of another run at the same seed; both files are parents."""
+        values, parents = [], []
+        for seed in self.context.seeds_of(run):
+            value, parent = self.number(run, seed, keys, cell, bounds)
+            reference, origin = self.number(other, seed, keys, cell, bounds)
+            values.append(value - reference)
+            parents += [parent, origin]
+        return _cell(values, parents, f"run - {other} at the same seed, mean over seeds")
+
     def common(self, runs: Sequence[str], keys: Sequence[str], cell: str) -> Cell:
         """A number on which all files agree (the size of a test set): a comparison over different test sets is refused."""
         first: tuple[float, Parent] | None = None

@@ -10,8 +10,8 @@ from typing import Any
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import sha256_of
 from cmapkd.paper.build import read_part
-from cmapkd.paper.cells import Cell, Parent
-from cmapkd.paper.context import PaperContext
+from cmapkd.paper.cells import Cell, Parent, Text
+from cmapkd.paper.context import EXPERIMENT_FILE, PaperContext
 from cmapkd.paper.latex import macro_key
 from cmapkd.paper.metrics import Metrics
 from cmapkd.paper.tables import TABLES, compute_table
@@ -26,19 +26,22 @@ def parse_macro(text: str) -> tuple[str, str, str]:
 
 
 def trace(context: PaperContext, table: str, row: str, column: str) -> str:
-    """The chain behind one cell of a table (or one number of a figure) as text.
+    """The chain behind one cell of a table (or one number of a figure), or one of words, as text.
 
     Raises:
         UserError: unknown table, row or column; or a parent is missing or changed since the table was built.
     """
     content, row, column = _find(context, table, row, column)
-    cell = Cell.from_json(content["cells"][row][column])
-    deviation = f" ± {cell.std:.6g}" if cell.std is not None else ""
-    lines = [
-        f"{table} / {row} / {column} = {cell.value:.6g}{deviation}",
-        f"  how: {cell.recipe} (n = {cell.n})",
-    ]
-    if cell.planned:
+    cell: Cell | Text
+    if column in content["cells"].get(row, {}):
+        cell = Cell.from_json(content["cells"][row][column])
+        deviation = f" ± {cell.std:.6g}" if cell.std is not None else ""
+        lines = [f"{table} / {row} / {column} = {cell.value:.6g}{deviation}", f"  how: {cell.recipe} (n = {cell.n})"]
+    else:
+        cell = Text.from_json(content["texts"][row][column])
+        shown_text = cell.text.replace("\n", "; ")
+        lines = [f"{table} / {row} / {column} = {shown_text}", f"  how: {cell.recipe}"]
+    if isinstance(cell, Cell) and cell.planned:
         lines.append("  PLANNED before any experiment: this is not a result")
     shown: set[str] = set()
     for parent in cell.parents:
@@ -49,7 +52,7 @@ def trace(context: PaperContext, table: str, row: str, column: str) -> str:
     return "\n".join(lines)
 
 
-def _recomputed(context: PaperContext, table: str, row: str, column: str, cell: Cell) -> list[str]:
+def _recomputed(context: PaperContext, table: str, row: str, column: str, cell: Cell | Text) -> list[str]:
     """Make the table again in memory: a value that was edited in its file is found, even when its parents are untouched.
 
     Raises:
@@ -58,22 +61,29 @@ def _recomputed(context: PaperContext, table: str, row: str, column: str, cell: 
     if table not in TABLES:
         return []
     try:
-        made = compute_table(table, context, Metrics(context)).cell(row, column)
+        computed = compute_table(table, context, Metrics(context))
     except UserError as error:  # some other cell's parent is at fault: this number's own parents were verified above
         return [f"  not recomputed: {error.key}: {error.reason}"]
+    made = computed.cell(row, column) if isinstance(cell, Cell) else computed.text(row, column)
     if made != cell:
         path = context.paper / f"{table}.json"
-        reason = f"{row} / {column} = {cell.value:g} is not what its parents give" + (f" ({made.value:g})" if made else "")
+        given = f" ({_shown(made)})" if made else ""
+        reason = f"{row} / {column} = {_shown(cell)} is not what its parents give{given}"
         raise UserError(key=str(path), reason=reason, fix=f"build it again: {context.recompute(path)}")
     return ["  recomputed from its parents now: the same"]
 
 
+def _shown(cell: Cell | Text) -> str:
+    return f"{cell.value:g}" if isinstance(cell, Cell) else repr(cell.text)
+
+
 def _find(context: PaperContext, table: str, row: str, column: str) -> tuple[dict[str, Any], str, str]:
-    names = [*context.tables, *context.figures]
+    names = [*context.all_tables, *context.figures]
     if table not in names:
         raise UserError(key="table", value=table, reason="is not in this paper", fix=nearest(table, names))
     content = read_part(context, table)
-    cells = content["cells"]
+    cells, texts = content["cells"], content.get("texts", {})
+    cells = {key: {**cells.get(key, {}), **texts.get(key, {})} for key in [*cells, *(key for key in texts if key not in cells)]}
     labels = {entry["label"]: entry["row"] for entry in content.get("rows", [])}
     macros = {macro_key(key): key for key in cells}
     found_row = row if row in cells else labels.get(row) or macros.get(row)
@@ -88,8 +98,10 @@ def _find(context: PaperContext, table: str, row: str, column: str) -> tuple[dic
 
 
 def _parent(context: PaperContext, table: str, parent: Parent, cell: str, *, repeated: bool) -> list[str]:
-    path = context.resolve(parent.file)
     again = f"build it again: {context.recompute(context.paper / f'{table}.json')}"
+    if parent.file == EXPERIMENT_FILE:
+        return _experiment(context, table, parent, cell, again, repeated=repeated)
+    path = context.resolve(parent.file)
     if not path.is_file():
         raise UserError(key=str(path), reason=f"is missing; {cell} was made from it", fix=again)
     actual = sha256_of(path)
@@ -112,6 +124,16 @@ def _parent(context: PaperContext, table: str, parent: Parent, cell: str, *, rep
         lines += _provenance(provenance)
         lines.append(f"    recomputed by: {context.recompute(metric_file)}")
     return lines
+
+
+def _experiment(context: PaperContext, table: str, parent: Parent, cell: str, again: str, *, repeated: bool) -> list[str]:
+    """The experiment's file as it is read now. What counts is what the paper tells of it: other keys may have changed."""
+    path = context.config_file or context.resolve(parent.file)
+    if parent.sha256 != context.experiment_digest:
+        reason = f"its runs or schedules changed since {table} was built; {cell} does not come from this configuration"
+        raise UserError(key=str(path), reason=reason, fix=again)
+    lines = [f"  from {path} (configured, not measured)", f"    keys: {' / '.join(parent.keys)}"]
+    return lines if repeated else [*lines, f"    sha256 of its runs and schedules: {parent.sha256} (verified now)"]
 
 
 def _value(suffix: str, read: Any, parent: Parent) -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from cmapkd.files import slug
+
 from .conftest import Checkout
 
 Edit = Callable[[str, str, str], None]
 PAPER = {"Document and macros", "Typesetting the paper"}
+ABLATION = "w/o ALSN (uniform)"
 
 
 def trainings(jobs: list[str]) -> set[str]:
     """Labels of the stages among planned jobs, without their addresses."""
     return {job.rpartition(" (")[0] for job in jobs if job.endswith(")")}
+
+
+def evaluations(jobs: list[str]) -> set[str]:
+    return {job for job in jobs if job.startswith("Evaluating")}
 
 
 def test_nothing_to_do(finished: Checkout) -> None:
@@ -53,37 +60,40 @@ def test_editing_a_table_concerns_that_table(finished: Checkout, edit: Edit) -> 
 def test_editing_a_loss_term_reruns_only_the_runs_that_use_it(finished: Checkout, edit: Edit) -> None:
     edit("cmapkd/objectives/terms/relation.py", "return (_gram(student)", "return 1.0 * (_gram(student)")
     jobs = finished.planned()
-    assert trainings(jobs) == {f"CMAPKD, seed 0: {stage}" for stage in ("coarse", "medium", "fine", "alsn")}
-    assert {job for job in jobs if job.startswith("Evaluating")} == {"Evaluating CMAPKD, seed 0"}
+    own = {f"CMAPKD, seed 0: {stage}" for stage in ("coarse", "medium", "fine", "alsn")}
+    assert trainings(jobs) == own | {f"{ABLATION}, seed 0: fine"}  # its coarse and medium are those of CMAPKD
+    assert evaluations(jobs) == {"Evaluating CMAPKD, seed 0", f"Evaluating {slug(ABLATION)}, seed 0"}
 
 
 def test_editing_a_method_reruns_that_method(finished: Checkout, edit: Edit) -> None:
     edit("cmapkd/objectives/kd.py", "= temperature**2 *", "= temperature**2.0 *")
     jobs = finished.planned()
     assert trainings(jobs) == {"KD, seed 0: train"}
-    assert {job for job in jobs if job.startswith("Evaluating")} == {"Evaluating KD, seed 0"}
+    assert evaluations(jobs) == {"Evaluating KD, seed 0"}
 
 
 def test_changing_an_evaluation_option_trains_nothing(finished: Checkout, edit: Edit) -> None:
     edit("config/smoke.yaml", "min_count: 3", "min_count: 4")
     jobs = finished.planned()
     assert trainings(jobs) == set()
-    assert len([job for job in jobs if job.startswith("Evaluating")]) == 4
+    assert len(evaluations(jobs)) == 5
 
 
 def test_changing_a_schedule_reruns_its_stages_and_those_after(finished: Checkout, edit: Edit) -> None:
     edit("config/smoke.yaml", "{name: fine, epochs: 0.25, lr: 1.0e-3", "{name: fine, epochs: 0.25, lr: 2.0e-3")
-    assert trainings(finished.planned()) == {"CMAPKD, seed 0: fine", "CMAPKD, seed 0: alsn"}
+    assert trainings(finished.planned()) == {
+        "CMAPKD, seed 0: fine", "CMAPKD, seed 0: alsn", f"{ABLATION}, seed 0: fine",
+    }  # fmt: skip
 
 
 def test_an_ablation_that_differs_late_shares_the_early_stages(finished: Checkout, edit: Edit) -> None:
     edit(
         "config/smoke.yaml",
         "  CMAPKD: {method: cmapkd, schedule: progressive}",
-        "  CMAPKD: {method: cmapkd, schedule: progressive}\n  uniform: {base: CMAPKD, policy: uniform}",
+        "  CMAPKD: {method: cmapkd, schedule: progressive}\n  manual: {base: CMAPKD, policy: manual}",
     )
     # Coarse and medium are those of CMAPKD; without ALSN there is no stage that trains it alone.
-    assert trainings(finished.planned()) == {"uniform, seed 0: fine"}
+    assert trainings(finished.planned()) == {"manual, seed 0: fine"}
 
 
 def test_options_that_change_no_result_rerun_nothing(finished: Checkout, edit: Edit) -> None:

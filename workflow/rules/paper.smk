@@ -3,23 +3,22 @@
 
 rule table:
     input:
-        parts.metrics(PLAN, HOME),
+        lambda wildcards: parts.table_inputs(PLAN, PAPER, HOME, wildcards.table),
     output:
-        tex=report(
-            f"{HOME}/paper/table{{number}}.tex", category="Tables", caption="../report/table.rst", labels={"table": "{number}"}
-        ),
-        json=f"{HOME}/paper/table{{number}}.json",
+        tex=report(f"{HOME}/paper/{{table}}.tex", category="Tables", caption="../report/table.rst", labels={"table": "{table}"}),
+        json=f"{HOME}/paper/{{table}}.json",
     log:
-        f"{HOME}/logs/paper/table{{number}}.log",
+        f"{HOME}/logs/paper/{{table}}.log",
     wildcard_constraints:
-        number=r"\w+",
+        table="|".join(parts.TABLES),
     params:
-        depends=lambda wildcards: parts.table_params(PAPER, f"table{wildcards.number}"),
+        title=lambda wildcards: parts.table_title(wildcards.table),
+        depends=lambda wildcards: parts.table_params(PAPER, wildcards.table),
         options=OPTIONS,
     message:
-        "Table {wildcards.number}"
+        "{params.title}"
     shell:
-        "python -m cmapkd paper table table{wildcards.number} {params.options} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd paper table {wildcards.table} {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule figure:
@@ -49,7 +48,7 @@ rule figure:
 
 rule document:
     input:
-        expand(f"{HOME}/paper/{{part}}.json", part=PAPER.tables + PAPER.figures),
+        expand(f"{HOME}/paper/{{part}}.json", part=PAPER.all_tables + PAPER.figures),
     output:
         tex=f"{HOME}/paper/paper.tex",
         numbers=f"{HOME}/paper/numbers.tex",
@@ -67,7 +66,7 @@ rule document:
 rule pdf:
     input:
         rules.document.output,
-        expand(f"{HOME}/paper/{{table}}.tex", table=PAPER.tables),
+        expand(f"{HOME}/paper/{{table}}.tex", table=PAPER.all_tables),
         expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.figures),
     output:
         report(f"{HOME}/paper/paper.pdf", category="Paper", caption="../report/paper.rst"),

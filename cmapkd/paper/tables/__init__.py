@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from cmapkd.paper.metrics import Metrics
 
 TABLES = {
+    "table1": "cmapkd.paper.tables.schedule",
     "table2": "cmapkd.paper.tables.retrieval",
     "table3": "cmapkd.paper.tables.vqa_zeroshot",
+    "table4": "cmapkd.paper.tables.ablation",
     "table5": "cmapkd.paper.tables.efficiency",
+    "tuned": "cmapkd.paper.tables.tuned",
 }
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from cmapkd.paper.cells import Row
-from cmapkd.paper.context import TEACHER, PaperContext, PaperRun
+from cmapkd.paper.cells import Parent, Row, Text
+from cmapkd.paper.context import EXPERIMENT_FILE, TEACHER, PaperContext, PaperRun
 
 
 def rows_of(context: PaperContext, students: tuple[PaperRun, ...]) -> tuple[Row, ...]:
     """The teacher, then the students in the experiment's order."""
     teacher = Row(key=TEACHER, label=context.teacher_label, teacher=True, method="teacher")
     return (teacher, *(Row(key=run.name, label=run.shown, method=run.method, note=run.note) for run in students))
+
+
+def configured(context: PaperContext, *keys: str) -> Parent:
+    """The experiment's file as a parent: what was configured, not measured."""
+    return Parent(EXPERIMENT_FILE, context.experiment_digest, None, None, keys)
+
+
+def configured_text(context: PaperContext, text: str, *keys: str) -> Text:
+    """Words that follow from the experiment's file."""
+    return Text(text, (configured(context, *keys),))
 
 
 def column_key(metric: str, split: str, splits: tuple[str, ...]) -> str:

@@ -1,0 +1,91 @@
+"""Table 4: the full method without one of its components at a time."""
+
+from __future__ import annotations
+
+from cmapkd.errors import UserError, nearest
+from cmapkd.paper.cells import CAPTION, Cell, Column, Panel, Row, Table, Text
+from cmapkd.paper.context import PaperContext, PaperRun
+from cmapkd.paper.metrics import PERCENT, Metrics
+from cmapkd.paper.planned import PREFIX, planned_cells, with_planned
+from cmapkd.paper.tables.common import conditions, configured_text
+
+NAME = "table4"
+PLANNED = {"i2t_r1", "vqa_overall"}
+PLANNED_FULL = "progressive (full)"  # the design's name of the full method in this table
+
+
+def build(context: PaperContext, metrics: Metrics) -> Table:
+    """The ablations in the experiment's order, the full method last. Cells are percent, the difference percentage points."""
+    if not context.retrieval:
+        raise UserError(
+            key="evaluation.retrieval", value=[], reason=f"{NAME} needs a test split", fix="name one, or leave the table out"
+        )
+    full, ablations = _runs(context)
+    rows = (*(_row(run) for run in ablations), Row(full.name, full.shown, method=full.method, note=full.note, ruled=True))
+    split = context.retrieval[0]
+    sources = {  # column -> (column, keys of its number)
+        "i2t_r1": (Column("i2t_r1", "R@1", group="image → text"), ("retrieval", split, "all", "i2t_r1")),
+        "t2i_r1": (Column("t2i_r1", "R@1", group="text → image"), ("retrieval", split, "all", "t2i_r1")),
+        "mean_recall": (Column("mean_recall", "mean", group="recall"), ("retrieval", split, "all", "mean_recall")),
+    }
+    data = []
+    if context.vqa:
+        sources["vqa_overall"] = (Column("vqa_overall", "all", group="VQA"), ("vqa", context.vqa[0], "all", "overall"))
+        data.append(f"VQA: {context.label(context.vqa[0], 'vqa')}")
+    if context.zeroshot:
+        sources["top1"] = (Column("top1", "top-1", group="zero-shot"), ("zeroshot", context.zeroshot[0], "all", "top1"))
+        data.append(f"Zero-shot: {context.label(context.zeroshot[0], 'zeroshot')}")
+    cells: dict[str, dict[str, Cell]] = {}
+    for row in rows:
+        planned = planned_cells(context, NAME, PLANNED_FULL if row.key == full.name else row.key)
+        cells[row.key] = {key: cell for key, cell in planned.items() if key.removeprefix(PREFIX) in sources}
+        for key, (_, keys) in sources.items():
+            cells[row.key][key] = metrics.mean(row.key, keys, f"{NAME} / {row.key} / {key}", bounds=PERCENT)
+        if row.key != full.name:
+            keys = sources["mean_recall"][1]
+            cells[row.key]["difference"] = metrics.difference(
+                row.key, full.name, keys, f"{NAME} / {row.key} / difference", PERCENT
+            )
+    columns = [column for column, _ in sources.values()]
+    columns.insert(3, Column("difference", "Δ", group="recall", direction="", ranked=False, signed=True, optional=True))
+    texts: dict[str, dict[str, Text]] = {CAPTION: {}}
+    cells[CAPTION] = {}
+    sizes = []
+    for count in ("images", "captions"):
+        cell = metrics.common([row.key for row in rows], ("retrieval", split, "all", count), f"{NAME} / {CAPTION} / {count}")
+        cells[CAPTION][count] = cell
+        sizes.append(f"{cell.value:,.0f} {count}")
+    changes = []
+    for run in ablations:
+        change = ", ".join(run.changes) or "nothing"
+        texts[CAPTION][f"changes:{run.name}"] = configured_text(context, change, "runs", run.name)
+        changes.append(f"{run.shown} ({change})")
+    caption = (
+        f"Each row is {full.shown} with the options in brackets changed: {'; '.join(changes)}. "
+        f"Recall in percent: {context.label(split, 'retrieval')}, {sizes[0]} and {sizes[1]}; mean: over R@1, 5 and 10 of both "
+        f"directions; Δ: minus {full.shown} of the same seed. {''.join(f'{entry}. ' for entry in data)}{conditions(context)}"
+    )
+    shown = with_planned(context, tuple(columns), PLANNED)
+    return Table(NAME, "Component ablation", caption, rows, (Panel("", shown),), cells, texts)
+
+
+def _runs(context: PaperContext) -> tuple[PaperRun, list[PaperRun]]:
+    """The full method and the ablations."""
+    full = next((run for run in context.runs if run.name == context.full_run), None)
+    if full is None:
+        raise UserError(
+            key="paper.full_run",
+            value=context.full_run,
+            reason=f"is not a run; {NAME} compares the ablations with it",
+            fix=nearest(context.full_run, [run.name for run in context.runs]),
+        )
+    ablations = [run for run in context.students("ablation") if run is not full]
+    if not ablations:
+        raise UserError(
+            key="runs", reason=f"{NAME} needs a run with `group: ablation`", fix="give one that group, or leave the table out"
+        )
+    return full, ablations
+
+
+def _row(run: PaperRun) -> Row:
+    return Row(run.name, run.shown, method=run.method, note=run.note)
