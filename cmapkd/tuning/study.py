@@ -173,7 +173,7 @@ def _open(task: Task, storage: JournalStorage, restart: bool) -> optuna.Study:
     if known is not None and known != task.depends:
         raise UserError(
             key=f"tuning of {task.run}",
-            reason="earlier trials were made with other settings, ranges, data, teacher or code: new ones do not compare with them",
+            reason="earlier trials were made with other settings, ranges, data, teacher or code; new ones would not compare",
             fix=f"start anew with `cmapkd tune {task.run!r} --restart`, or go back to what they were made with",
         )
     if known is None:
