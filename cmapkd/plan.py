@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cmapkd.config.methods import PromptKDConfig, StageConfig, TeacherPromptsConfig
+from cmapkd.config.methods import CMAPKDConfig, PromptKDConfig, StageConfig, TeacherPromptsConfig
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
@@ -190,7 +190,8 @@ def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
     return plan.add("teacher", settings, (), "teacher")
 
 
-def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], mode: str) -> str:
+def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], method: CMAPKDConfig) -> str:
+    mode, late = method.teacher_pyramid, method.similarity == "late"
     experiment = plan.experiment
     options = experiment.teacher.pyramid
     stage = StageConfig(name="teacher-pyramid", epochs=options.epochs, lr=options.lr, trains=("pyramid",))
@@ -198,13 +199,18 @@ def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], mode: str) -> str:
         common,
         model_settings(experiment.teacher.model, "teacher.model"),
         plan.teacher,
-        {"method": "teacher_pyramid", "temperature": options.temperature, "fit": mode == "fit"},
+        {
+            "method": "teacher_pyramid",
+            "temperature": options.temperature,
+            "fit": mode == "fit",
+            **({"cells": method.cells} if late else {}),
+        },
         stage,
         options.seed,
         pyramid=experiment.pyramid.model_dump(mode="json"),
         parent=plan.teacher,
     )
-    return plan.add("teacher-pyramid", settings, (plan.teacher,), f"teacher pyramid ({mode})")
+    return plan.add("teacher-pyramid", settings, (plan.teacher,), f"teacher pyramid ({mode}{', late' if late else ''})")
 
 
 def _add_teacher_prompts(plan: Plan, common: dict[str, Any], options: TeacherPromptsConfig) -> str:
@@ -225,7 +231,7 @@ def _add_teacher_prompts(plan: Plan, common: dict[str, Any], options: TeacherPro
 def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: int) -> Run:
     experiment = plan.experiment
     teacher = plan.teacher if method.uses_teacher else None
-    pyramid = _add_teacher_pyramid(plan, common, method.teacher_pyramid) if method.uses_pyramid else None
+    pyramid = _add_teacher_pyramid(plan, common, method) if isinstance(method, CMAPKDConfig) else None
     prompts = _add_teacher_prompts(plan, common, method.teacher_prompts) if isinstance(method, PromptKDConfig) else None
     parent: str | None = None
     start = 0.0

@@ -224,6 +224,25 @@ class ALSNConfig(Config):
     entropy_weight: float = Field(
         0.1, ge=0, description="weight of the negative entropies of both weight vectors, against collapse"
     )
+    objective: Literal["match", "task"] = Field(
+        "match",
+        description="what the weights minimise: `match`, the weighted distances themselves, as published (which rewards the "
+        "level that is easiest to match); `task`, the task loss of held-out pairs after one step on the weighted distances",
+    )
+
+
+class EmbeddingLevelConfig(Config):
+    """The final embedding as one more level of both pyramids: the same families of losses on what inference uses.
+
+    All weights 0, the default, is the method as published, in which the task loss alone reaches that embedding.
+    """
+
+    intra: float = Field(
+        0.0, ge=0, description="2 - 2 cos of the student's projected embeddings and the teacher's, both modalities"
+    )
+    align: float = Field(0.0, ge=0, description="KL of the image-text distributions, each model at its own scale")
+    cross: float = Field(0.0, ge=0, description="contrastive loss of the student's rows against the teacher's columns")
+    relation: float = Field(0.0, ge=0, description="distance of the Gram matrices of the embeddings")
 
 
 class CMAPKDConfig(MethodConfig):
@@ -247,6 +266,13 @@ class CMAPKDConfig(MethodConfig):
     language_levels: tuple[LanguageLevel, ...] = Field(
         LANGUAGE_LEVELS, description="levels of the language hierarchy that are used"
     )
+    similarity: Literal["pooled", "late"] = Field(
+        "pooled",
+        description="how a visual and a language level are compared: as pooled vectors, or by late interaction of the cells "
+        "of P2 to P4 and the tokens of L1 and L2 (both pyramids; the teacher's is then fitted that way)",
+    )
+    cells: int = Field(4, ge=1, unit="cells", description="cells of a level along an axis in late interaction")
+    embedding: EmbeddingLevelConfig = Field(EmbeddingLevelConfig(), description="the final embedding as a further level")
     alsn: ALSNConfig = Field(ALSNConfig(), description="the layer-selection network")
     teacher_pyramid: Literal["fit", "random"] = Field(
         "fit", description="the teacher's pyramid: fitted contrastively on its frozen backbone, or random and frozen"
@@ -280,6 +306,7 @@ class CMAPKDConfig(MethodConfig):
         excluded = {"schedule", "lr_scale", "policy", "visual_levels", "language_levels", "teacher_pyramid"}
         excluded |= {"manual_weights"} if stage.policy != "manual" else set()
         excluded |= {"alsn"} if stage.policy != "alsn" else set()
+        excluded |= {"cells"} if self.similarity != "late" else set()
         return self.model_dump(mode="json", exclude=excluded)
 
     @model_validator(mode="after")

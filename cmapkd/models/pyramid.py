@@ -3,13 +3,14 @@
 The visual side is a feature pyramid network (Lin et al., CVPR 2017) over one resolution of tokens: the laterals are
 resized to a half, one, two and four times the grid, then merged top-down. Adapted: P5 is pooled, so the coarsest level
 differs from the last block's map; odd grids round up, and every merge resizes to the exact target size.
+For late interaction a level is not only its average: P2-P4 keep their cells on a coarse grid, L1 and L2 their tokens.
 The pyramid is a training device: it is dropped at inference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -20,6 +21,8 @@ from cmapkd.models.towers import TapShapes, TowerOutputs
 
 VISUAL = ("P2", "P3", "P4", "P5")
 LANGUAGE = ("L1", "L2", "L3", "L4")
+CELLED = ("P2", "P3", "P4")  # levels that are cells, and
+TOKENED = ("L1", "L2")  # levels that are tokens, in late interaction; the others are one vector each
 
 
 @dataclass
@@ -32,6 +35,11 @@ class PyramidOutputs:
         language: active language levels, (B, levels, D).
         visual_as_language: `f_v2l(pooled)`, (B, levels, D).
         language_as_visual: `f_l2v(language)`, (B, levels, C).
+        cells: for late interaction, `f_v2l` of the cells of all active visual levels, (B, R, D); else None. A level of
+            `CELLED` has grid x grid cells, the others one.
+        tokens: for late interaction, the tokens of all active language levels, (B, S, D). A level of `TOKENED` has the N
+            of the text, the others one.
+        token_mask: True where `tokens` are not padding, (B, S).
     """
 
     maps: dict[str, Tensor]
@@ -39,6 +47,14 @@ class PyramidOutputs:
     language: Tensor
     visual_as_language: Tensor
     language_as_visual: Tensor
+    cells: Tensor | None = None
+    tokens: Tensor | None = None
+    token_mask: Tensor | None = None
+
+    def rows(self, chosen: Tensor) -> PyramidOutputs:
+        """The samples that ``chosen`` (B,) boolean, or indices, picks."""
+        picked = {field.name: value[chosen] for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+        return PyramidOutputs(maps={level: value[chosen] for level, value in self.maps.items()}, **picked)
 
 
 class VisualPyramid(nn.Module):
@@ -79,7 +95,13 @@ class LanguageHierarchy(nn.Module):
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor, summary: Tensor, levels: Sequence[str] = LANGUAGE) -> Tensor:
         """(B, levels, D) from ``taps`` (B, N, W) each, ``mask`` (B, N) True on tokens and ``summary`` (B,) positions."""
-        built = []
+        return self.with_tokens(taps, mask, summary, levels, keep=False)[0]
+
+    def with_tokens(
+        self, taps: Sequence[Tensor], mask: Tensor, summary: Tensor, levels: Sequence[str] = LANGUAGE, keep: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same and, if ``keep``, of each level the tokens before they are averaged, (B, N, D), or its vector, (B, 1, D)."""
+        built, parts = [], []
         for level in LANGUAGE:
             if level not in levels:
                 continue
@@ -90,8 +112,10 @@ class LanguageHierarchy(nn.Module):
                 vector = tokens[torch.arange(len(tokens), device=tokens.device), summary]  # (B, W)
             else:
                 vector = masked_mean(tokens, mask)  # (B, W)
-            built.append(self.project[level](vector))
-        return torch.stack(built, dim=1)
+            built.append(self.project[level](vector))  # (B, D)
+            if keep:
+                parts.append(self.project[level](tokens) if level in TOKENED else built[-1][:, None])
+        return torch.stack(built, dim=1), parts
 
     def _attend(self, level: str, tokens: Tensor, mask: Tensor) -> Tensor:
         count = tokens.shape[1]
@@ -125,15 +149,34 @@ class Pyramid(nn.Module):
         self.language_to_visual = nn.Linear(text_channels, channels)
 
     def forward(
-        self, outputs: TowerOutputs, visual_levels: Sequence[str] = VISUAL, language_levels: Sequence[str] = LANGUAGE
+        self,
+        outputs: TowerOutputs,
+        visual_levels: Sequence[str] = VISUAL,
+        language_levels: Sequence[str] = LANGUAGE,
+        grid: int | None = None,
     ) -> PyramidOutputs:
-        """The active levels of a batch whose ``outputs`` carry taps."""
+        """The active levels of a batch whose ``outputs`` carry taps.
+
+        With ``grid`` also the cells and tokens for late interaction: every map of `CELLED` is averaged over ``grid`` x
+        ``grid`` areas, or as many as the model has patches along an axis.
+        """
         if outputs.text_mask is None or outputs.summary is None:
             raise ValueError("a pyramid needs outputs with taps: call the model with taps=True")
         maps = self.visual(outputs.image_taps, visual_levels)
         pooled = torch.stack([level.mean(dim=(2, 3)) for level in maps.values()], dim=1)  # (B, levels, C)
-        language = self.language(outputs.text_taps, outputs.text_mask, outputs.summary, language_levels)  # (B, levels, D)
-        return PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
+        read = outputs.text_taps, outputs.text_mask, outputs.summary, language_levels
+        language, parts = self.language.with_tokens(*read, keep=grid is not None)
+        levels = PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
+        if grid is not None:
+            rows, columns = (min(grid, patches) for patches in outputs.image_taps[-1].shape[-2:])
+            sizes = {level: (rows, columns) if level in CELLED else (1, 1) for level in maps}
+            cells = [F.adaptive_avg_pool2d(maps[level], size).flatten(2).transpose(1, 2) for level, size in sizes.items()]
+            levels.cells = self.visual_to_language(torch.cat(cells, dim=1))  # (B, R, D)
+            levels.tokens = torch.cat(parts, dim=1)  # (B, S, D)
+            single = outputs.text_mask.new_ones(len(language), 1)
+            masks = [outputs.text_mask if level in TOKENED else single for level in LANGUAGE if level in language_levels]
+            levels.token_mask = torch.cat(masks, dim=1)
+        return levels
 
     @staticmethod
     def uses(parameter: str, visual_levels: Sequence[str], language_levels: Sequence[str]) -> bool:
@@ -142,6 +185,19 @@ class Pyramid(nn.Module):
         if level in VISUAL:  # a level is built on all that are coarser
             return VISUAL.index(level) >= min(VISUAL.index(active) for active in visual_levels)
         return level is None or level in language_levels
+
+
+def segments(
+    cells: int, tokens: int, visual_levels: Sequence[str], language_levels: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """How many of ``cells`` rows and ``tokens`` rows of `PyramidOutputs` belong to each of the active levels."""
+    return _counts(cells, visual_levels, CELLED), _counts(tokens, language_levels, TOKENED)
+
+
+def _counts(total: int, levels: Sequence[str], many: Sequence[str]) -> list[int]:
+    sets = sum(level in many for level in levels)
+    each = (total - (len(levels) - sets)) // max(1, sets)
+    return [each if level in many else 1 for level in levels]
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

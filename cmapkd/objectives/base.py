@@ -14,7 +14,7 @@ Modules that belong to a loss are members of the objective, so they are trained,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -57,6 +57,10 @@ class Surroundings:
     pyramid: Mapping[str, Any] | None
 
 
+Chunks = Sequence[tuple[Tensor, Tensor]]  # micro-batches: images (b, 3, H, W) and tokens (b, N)
+Teach = Callable[[Tensor, Tensor], TeacherOutputs | None]  # what the teacher says of one
+
+
 class Texts(Protocol):
     """Texts of the training data as tokens, for an objective that computes something from them before its first step."""
 
@@ -76,6 +80,7 @@ class Objective(nn.Module, ABC):
     needs_patches: bool = False  # whether they must return their patches in the space of the embeddings, too
     needs_teacher: bool = True  # whether a teacher, where the method has one, must be asked in this stage
     needs_text: bool = True  # whether the models must encode the captions of the batch
+    grid: int | None = None  # cells along an axis that the pyramids must keep for late interaction
     teacher_side: ClassVar[bool] = False  # its "student" is the teacher itself, frozen: a stage that writes no model
 
     def __init__(self, surroundings: Surroundings) -> None:
@@ -92,6 +97,14 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def represent(self, student: TowerOutputs, teacher: TeacherOutputs | None) -> Representations:
         """Per-sample tensors of this micro-batch, each (b, ...), float; those of the teacher without gradient."""
+
+    def look_ahead(self, model: Tapped, chunks: Chunks, teach: Teach) -> list[Representations]:
+        """More representations of each micro-batch, from what a step on part of the batch would do to the rest.
+
+        Called before ``represent`` with all micro-batches of this rank; the result is added to what that returns. It
+        carries no gradient.
+        """
+        return [{} for _ in chunks]
 
     @abstractmethod
     def combine(self, representations: Representations) -> Terms:

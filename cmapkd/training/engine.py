@@ -144,7 +144,8 @@ class Engine:
         return terms
 
     def _whole(self, images: Tensor, tokens: Tensor) -> Terms:
-        terms: Terms = self.engine(images, tokens, self._teach(images, tokens))
+        taught = self._teach(images, tokens)
+        terms: Terms = self.engine(images, tokens, taught, *self.module.look_ahead([(images, tokens)], lambda *_: taught))
         self._check(terms)
         self.engine.backward(terms.total)
         self.engine.step()
@@ -153,10 +154,11 @@ class Engine:
     def _accumulated(self, images: Tensor, tokens: Tensor) -> Terms:
         chunks = list(zip(images.chunk(self.accumulation), tokens.chunk(self.accumulation), strict=True))
         states, collected = [], []
+        ahead = self.module.look_ahead(chunks, self._teach)
         with torch.no_grad():
-            for chunk in chunks:
+            for chunk, more in zip(chunks, ahead, strict=True):
                 states.append(self._random_state())
-                collected.append(self.module.represent(*chunk, self._teach(*chunk)))
+                collected.append(self.module.represent(*chunk, self._teach(*chunk), more))
         after = self._random_state()
         leaves = {name: torch.cat([part[name] for part in collected]).requires_grad_() for name in collected[0]}
         terms = self.module.objective.combine(leaves)
@@ -168,7 +170,7 @@ class Engine:
         of_own = [(p, g) for p, g in zip(own, gradients[len(leaves) :], strict=True) if g is not None]
         for index, chunk in enumerate(chunks):
             self._random_state(states[index])  # dropout must draw what it drew in the first pass
-            again = self.engine(*chunk, self._teach(*chunk), combine=False)
+            again = self.engine(*chunk, self._teach(*chunk), ahead[index], combine=False)
             surrogate = self._surrogate(again, of_leaves, index)
             if index == 0:
                 surrogate = surrogate + sum((p * g).sum() for p, g in of_own)

@@ -20,7 +20,7 @@ from cmapkd.files import atomic_path
 from cmapkd.models import towers
 from cmapkd.models.prompts import Prompts
 from cmapkd.models.pyramid import Pyramid
-from cmapkd.objectives.base import Objective, Representations, Surroundings, TeacherOutputs, Terms
+from cmapkd.objectives.base import Chunks, Objective, Representations, Surroundings, Teach, TeacherOutputs, Terms
 
 MODEL = "model"
 OBJECTIVE = "objective.safetensors"
@@ -49,8 +49,10 @@ class Teacher(nn.Module):
         patches: bool = False,
         prompts: Prompts | None = None,
         text: bool = True,
+        grid: int | None = None,
     ) -> None:
         super().__init__()
+        self.grid = grid
         self.model, self.pyramid, self.stage = model, pyramid, stage
         self.taps, self.patches = taps or pyramid is not None, patches
         self.prompts, self.text = prompts, text
@@ -65,7 +67,7 @@ class Teacher(nn.Module):
         outputs = self.model(images, read, taps=self.taps, patches=self.patches)
         if self.pyramid is None:
             return TeacherOutputs(outputs)
-        levels = self.pyramid(outputs, self.stage.visual_levels, self.stage.language_levels)
+        levels = self.pyramid(outputs, self.stage.visual_levels, self.stage.language_levels, self.grid)
         return TeacherOutputs(outputs, levels)
 
     @torch.no_grad()
@@ -84,16 +86,28 @@ class Distillation(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def represent(self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None) -> Representations:
-        """Per-sample representations in fp32, whatever the precision of the model."""
+    def look_ahead(self, chunks: Chunks, teach: Teach) -> list[Representations]:
+        """`Objective.look_ahead` on the trained model."""
+        return self.objective.look_ahead(self.model, chunks, teach)
+
+    def represent(
+        self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None, ahead: Representations | None = None
+    ) -> Representations:
+        """Per-sample representations in fp32, whatever the precision of the model; those of ``ahead`` are added."""
         outputs = self.objective.encode(self.model, images, tokens)
-        return {name: value.float() for name, value in self.objective.represent(outputs, teacher).items()}
+        own = self.objective.represent(outputs, teacher)
+        return {name: value.float() for name, value in {**own, **(ahead or {})}.items()}
 
     def forward(
-        self, images: Tensor, tokens: Tensor, teacher: TeacherOutputs | None, combine: bool = True
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        teacher: TeacherOutputs | None,
+        ahead: Representations | None = None,
+        combine: bool = True,
     ) -> Terms | Representations:
         """The loss of this rank's rows, or their representations alone."""
-        representations = self.represent(images, tokens, teacher)
+        representations = self.represent(images, tokens, teacher, ahead)
         return self.objective.combine(representations) if combine else representations
 
     def train(self, mode: bool = True) -> Distillation:
@@ -168,7 +182,14 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
         if settings.get("teacher_prompts"):
             prompts = load_prompts(stages / settings["teacher_prompts"] / OBJECTIVE, teacher_model.shapes())
         teacher = Teacher(
-            teacher_model, pyramid, stage, objective.needs_taps, objective.needs_patches, prompts, objective.needs_text
+            teacher_model,
+            pyramid,
+            stage,
+            objective.needs_taps,
+            objective.needs_patches,
+            prompts,
+            objective.needs_text,
+            objective.grid,
         )
     return Prepared(module, teacher, stage, towers.tokenizer_of(architecture["name"]), towers.preprocess_of(raw))
 

@@ -127,7 +127,7 @@ def setup(method: str, of: StageConfig, seed: int = 0, **options: Any) -> tuple[
             pyramid = Pyramid(above.shapes(), **PYRAMID) if uses_pyramid(method) else None
             prompts = Prompts(above.shapes(), 2, 3) if method == "promptkd" else None
         needs = module.objective
-        teacher = Teacher(above, pyramid, of, needs.needs_taps, needs.needs_patches, prompts, needs.needs_text)
+        teacher = Teacher(above, pyramid, of, needs.needs_taps, needs.needs_patches, prompts, needs.needs_text, needs.grid)
         module.objective.start(teacher, Texts())
         teacher = teacher if module.objective.needs_teacher else None
     module.freeze_all_but(of.trains)

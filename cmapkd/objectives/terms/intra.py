@@ -8,7 +8,7 @@ is 2 - 2 cos. Averaged over the channels too it would be 1/C of that and vanish 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,21 @@ def map_distances(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) 
 def vector_distances(student: Tensor, teacher: Tensor) -> Tensor:
     """2 - 2 cos of vectors (B, levels, D). (B, levels)"""
     return 2 - 2 * F.cosine_similarity(student, teacher, dim=-1)
+
+
+def token_distances(student: Tensor, teacher: Tensor, mask: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mean over the tokens of each level, padding apart, of 2 - 2 cos over channels.
+
+    Args:
+        student, teacher: tokens of all levels one after the other, (B, S, D); ``counts`` sum to S.
+        mask: True where they are no padding, (B, S).
+
+    Returns:
+        (B, levels)
+    """
+    distance = (2 - 2 * F.cosine_similarity(student, teacher, dim=-1)) * mask  # (B, S)
+    parts = zip(distance.split(tuple(counts), dim=1), mask.split(tuple(counts), dim=1), strict=True)
+    return torch.stack([part.sum(dim=1) / valid.sum(dim=1).clamp(min=1) for part, valid in parts], dim=1)
 
 
 def weighted(distances: Tensor, weights: Tensor) -> Tensor:
