@@ -182,6 +182,45 @@ def trace(table: str, row: str, column: str, experiment: Experiment = DEFAULT, r
     typer.echo(trace_cell(_paper(experiment, results), table, row, column))
 
 
+@app.command("tune")
+def tune(
+    runs: Annotated[list[str] | None, typer.Argument(help="runs to tune; none: those of the key `tuning`")] = None,
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all")] = 1,
+    trials: Annotated[int, typer.Option(help="trials of each run; 0: as the experiment says")] = 0,
+    out: Annotated[Path | None, typer.Option(help="file of what was found; default config/tuned/<experiment>.yaml")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="forget earlier trials of these runs")] = False,
+) -> None:
+    """Search settings of runs on the validation splits, as many trials for each; killed, the same command goes on.
+
+    Several of these commands may run at once, on the same runs or others.
+    """
+    from cmapkd.config import load_experiment
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(key="tune", reason="runs in one process", fix="start it without torchrun, several times if you like")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from cmapkd.training.loop import Interrupted
+    from cmapkd.tuning.run import tune_runs
+
+    loaded = load_experiment(experiment, tuned=False)  # the search starts from the configured values, not from its own result
+    if trials:
+        loaded = loaded.model_copy(update={"tuning": loaded.tuning.model_copy(update={"trials": trials})})
+    target = out or DEFAULT.parent / "tuned" / f"{loaded.name}.yaml"
+    try:
+        tune_runs(loaded, runs or [], results, target, restart=restart)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise SystemExit(143) from None
+    typer.echo(str(target))
+
+
 @app.command("plan")
 def plan(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """List the trainings of an experiment: address, what it is, and whether it is done. Shared stages appear once."""

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from cmapkd.config import methods, schema, sources
 from cmapkd.config.evaluation import EvaluationConfig
 from cmapkd.config.paper import PaperConfig
+from cmapkd.config.tuning import TuningConfig
 from cmapkd.errors import UserError
 from cmapkd.files import write_atomic
 
@@ -112,6 +113,7 @@ def _experiment() -> Iterator[str]:
     for method in _members(methods.AnyMethod):
         yield from _section(f"Method `{_tag(method)}`", method, "runs.<name>", level=3, without=methods.MethodConfig)
     yield from _section("Evaluation", EvaluationConfig, "evaluation")
+    yield from _section("Tuning", TuningConfig, "tuning")
     yield from _section("Paper", PaperConfig, "paper")
 
 
@@ -155,8 +157,12 @@ def _schedules() -> Iterator[str]:
 
 
 def description(key: str, field: FieldInfo) -> str:
-    """A key's description; the constant that names a method or a source describes itself."""
+    """A key's description with its range for tuning; the constant that names a method or a source describes itself."""
     text = field.description or (f"names the {key}" if _literal(field.annotation) is not None else "")
+    extra = field.json_schema_extra
+    search: Any = extra.get("search") if isinstance(extra, dict) else None
+    if search:
+        text += f"; tuned from {_number(search['low'])} to {_number(search['high'])}" + (" (log)" if search["log"] else "")
     return text.replace("|", r"\|").strip()
 
 

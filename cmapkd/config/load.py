@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cmapkd.config.schema import DEFAULT_SCHEDULES, ExperimentConfig
+from cmapkd.config.tuning import tuned_values
 from cmapkd.errors import UserError, nearest
 
 DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
@@ -43,8 +44,8 @@ _REASONS = {  # pydantic's kind of error -> words for it; what is missing here k
 }
 
 
-def load_experiment(path: str | Path) -> ExperimentConfig:
-    """Read and check an experiment file.
+def load_experiment(path: str | Path, *, tuned: bool = True) -> ExperimentConfig:
+    """Read and check an experiment file; with ``tuned`` off, without the values of the file that its key `tuned` names.
 
     Raises:
         UserError: naming every wrong key at once, with value, reason and the nearest valid spelling.
@@ -60,17 +61,27 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
         raise UserError(key=str(path), reason=f"is not valid YAML: {error}", fix="check indentation and quotes there") from None
     if not isinstance(content, dict):
         raise UserError(key=str(path), reason="holds no keys", fix="start from a copy of config/mini.yaml")
-    return parse_experiment(content, origin=str(path))
+    return parse_experiment(content, origin=str(path), directory=path.parent, tuned=tuned)
 
 
-def parse_experiment(content: Mapping[str, Any], origin: str = "configuration") -> ExperimentConfig:
+def parse_experiment(
+    content: Mapping[str, Any], origin: str = "configuration", *, directory: Path | None = None, tuned: bool = True
+) -> ExperimentConfig:
     """Check a configuration that was read already (as Snakemake's merged `config`).
+
+    Args:
+        content: the keys of an experiment.
+        origin: what messages call it.
+        directory: of the experiment file, where its key `tuned` is looked up before the repository.
+        tuned: start the runs from the values of the file that the key `tuned` names.
 
     Raises:
         UserError: as in `load_experiment`.
     """
     plain: dict[str, Any] = _plain(content, origin, ())
     if isinstance(plain.get("runs"), dict):
+        if tuned and isinstance(plain.get("tuned"), str):
+            plain["runs"] = _start_from_tuned(plain["runs"], tuned_values(plain["tuned"], plain["runs"], origin, directory))
         plain["runs"] = _resolve_bases(plain["runs"], origin)
     if isinstance(plain.get("schedules"), dict):
         defaults = {name: [stage.model_dump(mode="json") for stage in stages] for name, stages in DEFAULT_SCHEDULES.items()}
@@ -117,6 +128,11 @@ def _plain(value: Any, origin: str, location: tuple[str, ...]) -> Any:
     raise UserError(
         key=key, value=str(value), reason=f"is a {type(value).__name__}, which no key takes", fix="write it in quotes"
     )
+
+
+def _start_from_tuned(runs: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs with tuned values under their own keys, before `base:` is resolved, so that ablations inherit them."""
+    return {name: _merge(values[name], run) if name in values else run for name, run in runs.items()}
 
 
 def _resolve_bases(runs: Mapping[str, Any], origin: str) -> dict[str, Any]:

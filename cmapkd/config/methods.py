@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, model_validator
 from pydantic import Field as PydanticField
 
-from cmapkd.config.base import Config, Field
+from cmapkd.config.base import Config, Field, Search
 
 
 def _safe_name(value: str) -> str:
@@ -54,7 +54,9 @@ class MethodConfig(Config):
     """What every run has in common, whatever its method."""
 
     schedule: str = Field("standard", description="name of one of the experiment's `schedules`")
-    lr_scale: float = Field(1.0, gt=0, description="factor on every learning rate of the schedule (a tuned value per method)")
+    lr_scale: float = Field(
+        1.0, gt=0, search=Search(0.4, 3), description="factor on every learning rate of the schedule (a tuned value per method)"
+    )
     group: Literal["method", "ablation"] = Field(
         "method", description="which tables show the run: those that compare methods, or the ablation table"
     )
@@ -79,6 +81,10 @@ class MethodConfig(Config):
             for stage in schedule
         )
 
+    def not_searched(self) -> frozenset[str]:
+        """Keys (nested ones with dots) that ``cmapkd tune`` leaves alone in this run because nothing reads them."""
+        return frozenset()
+
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         """The options that bear on one stage, JSON-able: they are part of its address, so what is equal is trained once."""
         return self.model_dump(mode="json", exclude=set(self.unaddressed))
@@ -98,8 +104,10 @@ class KDConfig(MethodConfig):
     """Knowledge distillation of the image-text logits (Hinton et al. 2015, in the form of open_clip)."""
 
     method: Literal["kd"] = "kd"
-    weight: float = Field(1.0, ge=0, description="weight of the distillation term beside the task loss")
-    temperature: float = Field(1.0, gt=0, description="divides the logits of both models; the term is multiplied by its square")
+    weight: float = Field(1.0, ge=0, search=Search(0.3, 30), description="weight of the distillation term beside the task loss")
+    temperature: float = Field(
+        1.0, gt=0, search=Search(0.5, 8), description="divides the logits of both models; the term is multiplied by its square"
+    )
     teacher_scale: float | None = Field(
         None, gt=0, description="logit scale applied to the teacher's cosine similarities; null: the teacher's own"
     )
@@ -111,9 +119,14 @@ class FitNetConfig(MethodConfig):
     method: Literal["fitnet"] = "fitnet"
     schedule: str = Field("fitnet", description="name of one of the experiment's `schedules`; stages `hint` and `kd`")
     hint_weight: float = Field(100.0, gt=0, description="weight of the hint losses (stage `hint`)")
-    weight: float = Field(1.0, ge=0, description="weight of the distillation term beside the task loss (stage `kd`)")
+    weight: float = Field(
+        1.0, ge=0, search=Search(0.3, 30), description="weight of the distillation term beside the task loss (stage `kd`)"
+    )
     temperature: float = Field(
-        1.0, gt=0, description="divides the logits of both models; the term is multiplied by its square (stage `kd`)"
+        1.0,
+        gt=0,
+        search=Search(0.5, 8),
+        description="divides the logits of both models; the term is multiplied by its square (stage `kd`)",
     )
     teacher_scale: float | None = Field(
         None, gt=0, description="logit scale applied to the teacher's cosine similarities; null: the teacher's own (stage `kd`)"
@@ -131,9 +144,13 @@ class C2KDConfig(MethodConfig):
     """C2KD (Huo et al., CVPR 2024): cross-modal distillation through proxies, of samples whose rankings agree."""
 
     method: Literal["c2kd"] = "c2kd"
-    proxy_weight: float = Field(1.0, gt=0, description="distillation between each model and its proxy")
-    selection_weight: float = Field(1.0, ge=0, description="distillation between the proxies of the samples that are selected")
-    temperature: float = Field(1.0, gt=0, description="divides all logits of these terms, which are multiplied by its square")
+    proxy_weight: float = Field(1.0, gt=0, search=Search(0.1, 3), description="distillation between each model and its proxy")
+    selection_weight: float = Field(
+        1.0, ge=0, search=Search(0.1, 10), description="distillation between the proxies of the samples that are selected"
+    )
+    temperature: float = Field(
+        1.0, gt=0, search=Search(0.5, 8), description="divides all logits of these terms, which are multiplied by its square"
+    )
     candidates: int = Field(
         32,
         ge=2,
@@ -152,9 +169,15 @@ class LLaVAKDConfig(MethodConfig):
 
     method: Literal["llava_kd"] = "llava_kd"
     schedule: str = Field("llava_kd", description="name of one of the experiment's `schedules`; stages `dpt`, `sft` and `dft`")
-    answer_weight: float = Field(1.0, ge=0, description="KL of the image-text logits (stages `dpt` and `dft`)")
-    visual_weight: float = Field(1.0, ge=0, description="KL of each patch's logits over captions (stages `dpt` and `dft`)")
-    relation_weight: float = Field(0.5, ge=0, description="distance of the patches' self-similarities (stages `dpt` and `dft`)")
+    answer_weight: float = Field(
+        1.0, ge=0, search=Search(0.1, 10), description="KL of the image-text logits (stages `dpt` and `dft`)"
+    )
+    visual_weight: float = Field(
+        1.0, ge=0, search=Search(0.05, 5), description="KL of each patch's logits over captions (stages `dpt` and `dft`)"
+    )
+    relation_weight: float = Field(
+        0.5, ge=0, search=Search(0.05, 5), description="distance of the patches' self-similarities (stages `dpt` and `dft`)"
+    )
 
     note: ClassVar[str] = "Re-interpreted for a dual encoder: captions and patches stand for answers and image positions."
     stage_names: ClassVar[tuple[str, ...]] = ("dpt", "sft", "dft")
@@ -167,9 +190,15 @@ class CLIPKDConfig(MethodConfig):
     """CLIP-KD (Yang et al., CVPR 2024): feature, relation and interactive contrastive distillation of CLIP's embeddings."""
 
     method: Literal["clip_kd"] = "clip_kd"
-    crd_weight: float = Field(1.0, ge=0, description="contrastive relational distillation: KL of the image-text logits")
-    icl_weight: float = Field(1.0, ge=0, description="interactive contrastive learning: student rows against teacher columns")
-    fd_weight: float = Field(2000.0, ge=0, description="feature distillation: mean squared error of projected embeddings")
+    crd_weight: float = Field(
+        1.0, ge=0, search=Search(0.1, 10), description="contrastive relational distillation: KL of the image-text logits"
+    )
+    icl_weight: float = Field(
+        1.0, ge=0, search=Search(0.1, 10), description="interactive contrastive learning: student rows against teacher columns"
+    )
+    fd_weight: float = Field(
+        2000.0, ge=0, search=Search(200, 20_000), description="feature distillation: mean squared error of projected embeddings"
+    )
     gd_weight: float = Field(
         0.0,
         ge=0,
@@ -315,8 +344,15 @@ class PromptKDConfig(MethodConfig):
     """PromptKD (Li et al. 2024): a prompted teacher and its frozen bank of text features; inference needs its text tower."""
 
     method: Literal["promptkd"] = "promptkd"
-    weight: float = Field(1000.0, ge=0, description="weight of the KL, over the number of entries of the bank (`lambda`)")
-    temperature: float = Field(1.0, gt=0, description="divides the logits of both models (`tau`); squared on the term")
+    weight: float = Field(
+        1000.0,
+        ge=0,
+        search=Search(100, 10_000),
+        description="weight of the KL, over the number of entries of the bank (`lambda`)",
+    )
+    temperature: float = Field(
+        1.0, gt=0, search=Search(0.5, 8), description="divides the logits of both models (`tau`); squared on the term"
+    )
     bank: int = Field(4096, ge=2, unit="captions", description="distinct training captions in the bank")
     class_prompts: bool = Field(True, description="also the classes that the distillation data sets name, over templates")
     student_prompts: int = Field(

@@ -13,6 +13,7 @@ from cmapkd.config.evaluation import EvaluationConfig, SplitRef
 from cmapkd.config.methods import AnyMethod, CMAPKDConfig, MethodConfig, Name, StageConfig
 from cmapkd.config.paper import PaperConfig
 from cmapkd.config.sources import AnySource
+from cmapkd.config.tuning import TuningConfig
 from cmapkd.errors import nearest
 
 
@@ -189,6 +190,12 @@ class ExperimentConfig(Config):
         description="rows of the tables; `base: <run>` starts from another run and changes only the keys given",
     )
     evaluation: EvaluationConfig = Field(..., description="what is measured on every run")
+    tuning: TuningConfig = Field(TuningConfig(), description="how `cmapkd tune` searches the settings of the runs")
+    tuned: str | None = Field(
+        None,
+        description="file that `cmapkd tune` wrote, relative to the repository or to this file: each run it names, if it has "
+        "no `base`, starts from the values found; keys given here win",
+    )
     paper: PaperConfig = Field(PaperConfig(), description="what is printed")
 
     @model_validator(mode="after")
@@ -212,6 +219,11 @@ class ExperimentConfig(Config):
             splits = self.datasets[dataset].split_names
             if split not in splits:
                 raise ValueError(f"{key} = {reference!r} names no split of {dataset}; {nearest(split, splits)}")
+        for run in self.tuning.runs:
+            if run not in self.runs:
+                raise ValueError(
+                    f"tuning.runs = {list(self.tuning.runs)} names no run {run!r}; {nearest(run, list(self.runs))}"
+                )
         if self.paper.weights_run and self.paper.weights_run not in self.runs:
             run = self.paper.weights_run
             raise ValueError(f"paper.weights_run = {run!r} names no run; {nearest(run, list(self.runs))}")

@@ -1,0 +1,1 @@
+"""Search of the runs' settings on the validation splits: `cmapkd tune`."""
