@@ -56,8 +56,8 @@ def render_document(context: PaperContext, metrics: Metrics, parts: Mapping[str,
     lines += [_numbered(name) + _figure(name, parts[name]) for name in context.figures]
     lines += [r"\clearpage", r"\section*{Where the numbers come from}", _origins(files)]
     if context.appendix:
-        # hyperref tells the appendix's tables from those of the text by \theHtable.
-        lines += [r"\clearpage\appendix", r"\section*{Appendix}", r"\setcounter{table}{0}"]
+        # Tables A1, A2, ...; hyperref tells them from those of the text by \theHtable.
+        lines += [r"\clearpage\appendix\setcounter{table}{0}"]
         lines += [r"\renewcommand{\thetable}{A\arabic{table}}\renewcommand{\theHtable}{A\arabic{table}}"]
         lines += [f"{_numbered(name)}\\input{{{name}}}" for name in context.appendix]
     lines += [r"\end{document}", ""]

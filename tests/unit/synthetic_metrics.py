@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from cmapkd.files import sha256_of, write_json
-from cmapkd.paper.context import TEACHER, PaperContext, PaperRun
+from cmapkd.paper.context import TEACHER, PaperContext, PaperRun, PaperStage
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("emoji_scenes/test_render", "emoji_scenes/test_concept")
@@ -24,6 +25,16 @@ RUNS = (
     PaperRun("Scratch", method="scratch"),
     PaperRun("KD", method="kd"),
     PaperRun("CMAPKD", method="cmapkd"),
+)
+ABLATIONS = (
+    PaperRun("w/o relation", method="cmapkd", group="ablation", schedule="progressive", changes=("weights.relation = 0",)),
+    PaperRun("one-stage", method="cmapkd", group="ablation", schedule="one_stage", changes=("schedule = one_stage",)),
+)
+LEVELS = {"visual_levels": ("P4", "P5"), "language_levels": ("L3", "L4")}
+STAGES = (
+    PaperStage("progressive", "medium", 0.8, 1.2e-3, 0.6, ("student", "pyramid"), policy="uniform", **LEVELS),
+    PaperStage("progressive", "fine", 2.4, 1e-3, 0.0, ("student", "alsn"), (("alsn", 5e-5),), ("P5",), ("L4",), "alsn"),
+    PaperStage("standard", "train", 4, 1.5e-3, 0.0, ("student", "heads")),
 )
 SAMPLES = 1000
 
@@ -44,6 +55,9 @@ def context(directory: Path, **changes: Any) -> PaperContext:
         "teacher_label": "Teacher (ViT, width 128)",
         "planned_file": REPOSITORY / "config" / "planned.yaml",
         "config_file": Path("config/synthetic.yaml"),
+        "stages": STAGES,
+        "global_batch": 128,
+        "warmup": 0.1,
     }
     return PaperContext(**{**settings, **changes})
 
@@ -134,3 +148,30 @@ def write_all(setting: PaperContext, levels: dict[str, float] | None = None) -> 
     for run in setting.runs:
         for seed in setting.seeds:
             write_metrics(setting, run.name, seed, levels.get(run.name, 20.0) + 0.4 * seed, alsn=run.method == "cmapkd")
+
+
+def write_tuned(directory: Path, edit: Any = None) -> Path:
+    """A made-up file of tuned values in the search's own schema."""
+
+    def run(score: float, **values: float) -> dict[str, Any]:
+        trial = {"number": 0, "values": values, "score": score, "seconds": 9.5, "state": "complete"}
+        failed = {**trial, "number": 2, "score": None, "state": "fail"}
+        spread = {"min": score - 12, "median": score - 3.25, "max": score}
+        return {
+            "values": values, "score": score, "default_score": score - 1.5, "scores": spread,
+            "trials": [trial, {**trial, "number": 1, "score": score - 12}, failed], "complete": True,
+        }  # fmt: skip
+
+    content = {
+        "experiment": "synthetic",
+        "search": {
+            "trials": 3, "length": 0.5, "seed": 100, "sampler": "gp", "metric": "mean_recall",
+            "splits": ["emoji_scenes/validation"],
+        },
+        "runs": {"CMAPKD": run(41.5, **{"weights.align": 0.51234, "lr_scale": 1.5}), "KD": run(38.25, lr_scale=0.75)},
+    }  # fmt: skip
+    if edit is not None:
+        edit(content)
+    path = directory / "tuned.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from synthetic_metrics import SAMPLES, SPLITS, arrays_of, context, write_all, write_metrics
+from synthetic_metrics import ABLATIONS, RUNS, SAMPLES, SPLITS, arrays_of, context, write_all, write_metrics, write_tuned
 
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, sha256_of
@@ -188,6 +188,33 @@ assert not {"matplotlib", "torch", "pandas", "scipy"} & set(sys.modules), sorted
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", code, str(setting.results.parents[1])], check=True, env=environment)
+
+
+@needs_latex
+def test_every_table_fits_and_the_appendix_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pypdf
+
+    from cmapkd.paper import build
+
+    logs: list[str] = []
+    read = build._log
+    monkeypatch.setattr(build, "_log", lambda *given: logs.append(read(*given)) or logs[-1])
+    setting = context(
+        tmp_path,
+        runs=(*RUNS, *ABLATIONS),
+        tables=("table1", "table2", "table3", "table4", "table5"),
+        appendix=("tuned",),
+        tuned_file=write_tuned(tmp_path),
+    )
+    write_all(setting)
+    assert build_paper(setting)
+    pages = [page.extract_text() for page in pypdf.PdfReader(setting.paper / "paper.pdf").pages]
+    assert "Table A1" in pages[-1]
+    assert "Table A1" in pages[0]  # the list of tables, with a reference that is resolved
+    text = " ".join(pages)
+    assert [f"Table {number}" in text for number in range(1, 6)] == [True] * 5
+    assert "Overfull" not in logs[-1]
+    assert "??" not in text
 
 
 # ---- figure 3 ---------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic_metrics import context, write_all, write_metrics
+from synthetic_metrics import STAGES, context, write_all, write_metrics, write_tuned
 
 from cmapkd.errors import UserError
 from cmapkd.files import sha256_of
@@ -145,3 +145,40 @@ def test_macro_names() -> None:
     assert parse_macro(r"\cmapkd{table2}{w/o ALSN (uniform)}{i2t_r1}") == ("table2", "w/o ALSN (uniform)", "i2t_r1")
     with pytest.raises(UserError, match="is not of the form"):
         parse_macro("table2")
+
+
+def test_what_was_configured_is_traced_to_the_experiment(setting: PaperContext) -> None:
+    made = dataclasses.replace(setting, tables=("table1",))
+    build_table("table1", made)
+    text = trace(made, "table1", "progressive/medium", "lr")
+    assert "= 1.2·10⁻³ → 7.2·10⁻⁴" in text
+    assert "from config/synthetic.yaml (configured, not measured)" in text
+    assert "schedules / progressive / medium / lr" in text
+    assert "recomputed from its parents now: the same" in text
+    assert "epochs = 0.8" in trace(made, "table1", "progressive/medium", "epochs")
+    retitled = dataclasses.replace(made, title="Another")
+    assert trace(retitled, "table1", "progressive/medium", "lr") == text  # the title is no part of the schedule
+    longer = dataclasses.replace(made, stages=(dataclasses.replace(STAGES[0], epochs=1.0), *STAGES[1:]))
+    with pytest.raises(UserError, match="runs or schedules changed since table1 was built"):
+        trace(longer, "table1", "progressive/medium", "lr")
+
+
+def test_a_tuned_value_is_traced_to_its_file(setting: PaperContext, tmp_path: Path) -> None:
+    made = dataclasses.replace(setting, appendix=("tuned",), tuned_file=write_tuned(tmp_path))
+    build_table("tuned", made)
+    assert f"from {made.tuned_file}" in trace(made, "tuned", "KD", "values")
+    assert "number of trials with a score" in trace(made, "tuned", "KD", "trials")
+    write_tuned(tmp_path, lambda content: content["runs"]["KD"].update(score=1.0))
+    with pytest.raises(UserError, match="changed since tuned was built"):
+        trace(made, "tuned", "KD", "score")
+
+
+def test_an_edited_text_is_an_error(setting: PaperContext) -> None:
+    made = dataclasses.replace(setting, tables=("table1",))
+    build_table("table1", made)
+    path = made.paper / "table1.json"
+    content = json.loads(path.read_text())
+    content["texts"]["progressive/fine"]["trains"]["text"] = "everything"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is not what its parents give"):
+        trace(made, "table1", "progressive/fine", "trains")

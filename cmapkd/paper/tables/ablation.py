@@ -24,8 +24,8 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
     rows = (*(_row(run) for run in ablations), Row(full.name, full.shown, method=full.method, note=full.note, ruled=True))
     split = context.retrieval[0]
     sources = {  # column -> (column, keys of its number)
-        "i2t_r1": (Column("i2t_r1", "R@1", group="image → text"), ("retrieval", split, "all", "i2t_r1")),
-        "t2i_r1": (Column("t2i_r1", "R@1", group="text → image"), ("retrieval", split, "all", "t2i_r1")),
+        "i2t_r1": (Column("i2t_r1", "I → T", group="R@1"), ("retrieval", split, "all", "i2t_r1")),
+        "t2i_r1": (Column("t2i_r1", "T → I", group="R@1"), ("retrieval", split, "all", "t2i_r1")),
         "mean_recall": (Column("mean_recall", "mean", group="recall"), ("retrieval", split, "all", "mean_recall")),
     }
     data = []
@@ -62,8 +62,9 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
         changes.append(f"{run.shown} ({change})")
     caption = (
         f"Each row is {full.shown} with the options in brackets changed: {'; '.join(changes)}. "
-        f"Recall in percent: {context.label(split, 'retrieval')}, {sizes[0]} and {sizes[1]}; mean: over R@1, 5 and 10 of both "
-        f"directions; Δ: minus {full.shown} of the same seed. {''.join(f'{entry}. ' for entry in data)}{conditions(context)}"
+        f"Recall in percent: {context.label(split, 'retrieval')}, {sizes[0]} and {sizes[1]}; I → T: image to text; "
+        f"mean: over R@1, 5 and 10 of both directions; Δ: minus {full.shown} of the same seed. "
+        f"{''.join(f'{entry}. ' for entry in data)}{conditions(context)}"
     )
     shown = with_planned(context, tuple(columns), PLANNED)
     return Table(NAME, "Component ablation", caption, rows, (Panel("", shown),), cells, texts)

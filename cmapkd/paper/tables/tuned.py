@@ -132,7 +132,7 @@ def _caption(context: PaperContext, file: TunedFile, texts: dict[str, dict[str, 
         texts[CAPTION][key] = Text(text, (file.parent("search", key),), "as written by the search")
     return (
         f"Hyper-parameters searched on validation data ({search['splits']}); test data were not used. "
-        f"Score: {search['metric']}. Sampler {search['sampler']}, seed {search['seed']}, {search['trials']} trials for each run, each over "
-        f"{search['length']} of the run's schedule; “trials” counts those with a score. Default: the values before the "
-        "search, trained as long as a trial."
+        f"Score: {search['metric']}. Sampler {search['sampler']}, seed {search['seed']}, {search['trials']} trials "
+        f"for each run, each over {search['length']} of the run's schedule; “trials” counts those with a score. "
+        "Default: the values before the search, trained as long as a trial."
     )
