@@ -214,10 +214,12 @@ class CLIPKDConfig(MethodConfig):
 class CMAPKDWeights(Config):
     """Weights of the loss families."""
 
-    intra: float = Field(1.0, ge=0, description="intra-modal feature distillation")
-    align: float = Field(0.5, ge=0, description="cross-modal alignment")
+    intra: float = Field(1.0, ge=0, search=Search(0.2, 20), description="intra-modal feature distillation")
+    align: float = Field(0.5, ge=0, search=Search(0.05, 5), description="cross-modal alignment")
     relation: float = Field(0.3, ge=0, description="relational distillation")
-    task: float = Field(0.1, ge=0, description="contrastive task loss on the embeddings used at inference")
+    task: float = Field(
+        0.1, ge=0, search=Search(0.03, 3), description="contrastive task loss on the embeddings used at inference"
+    )
 
 
 class ALSNConfig(Config):
@@ -243,10 +245,17 @@ class EmbeddingLevelConfig(Config):
     """
 
     intra: float = Field(
-        0.0, ge=0, description="2 - 2 cos of the student's projected embeddings and the teacher's, both modalities"
+        0.0,
+        ge=0,
+        search=Search(1, 40),
+        description="2 - 2 cos of the student's projected embeddings and the teacher's, both modalities",
     )
-    align: float = Field(0.0, ge=0, description="KL of the image-text distributions, each model at its own scale")
-    cross: float = Field(0.0, ge=0, description="contrastive loss of the student's rows against the teacher's columns")
+    align: float = Field(
+        0.0, ge=0, search=Search(0.1, 10), description="KL of the image-text distributions, each model at its own scale"
+    )
+    cross: float = Field(
+        0.0, ge=0, search=Search(0.1, 10), description="contrastive loss of the student's rows against the teacher's columns"
+    )
     relation: float = Field(0.0, ge=0, description="distance of the Gram matrices of the embeddings")
 
 

@@ -22,6 +22,8 @@ levels and the policy that weights them come from the stage. All of this is drop
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -270,7 +272,7 @@ class CMAPKD(Objective):
         visual = images.new_zeros(len(images), len(self.visual_levels))
         language = images.new_zeros(len(images), len(self.language_levels))
         if gradient and bool(rows.any()):
-            with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+            with forward_ad.dual_level(), _plain_attention():
                 moved = {name: forward_ad.make_dual(value, gradient[name]) for name, value in parameters.items()}
                 outputs = functional_call(model, moved, (images[rows], tokens[rows]), {"taps": True})
                 both = self.distances(self.levels(outputs), teacher.pyramid.rows(rows))
@@ -301,6 +303,18 @@ class CMAPKD(Objective):
             report[f"entropy_{kind}"] = entropy(weights).mean()
             report |= {f"weight_{level}": weights[:, index].mean() for index, level in enumerate(names)}
         return report
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as products and a softmax: its fused forms and inference's fast path have no forward-mode derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _task_gradient(model: Tapped, parameters: dict[str, Tensor], chunks: Chunks) -> dict[str, Tensor]:
