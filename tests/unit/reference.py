@@ -113,3 +113,35 @@ def entropy(weights: Array) -> float:
 def fixed_alpha(visual: Sequence[str], language: Sequence[str]) -> Array:
     """1 on the diagonal P2-L1, ..., P5-L4 and 0.5 off it."""
     return np.array([[1.0 if int(v[1]) - 1 == int(w[1]) else 0.5 for w in language] for v in visual])
+
+
+def late(cells: Sequence[Array], tokens: Sequence[Array]) -> tuple[float, float]:
+    """One picture's cells (R, D) and one text's tokens (S, D), no padding: best token of a cell, best cell of a token."""
+    products = unit(np.asarray(cells)) @ unit(np.asarray(tokens)).T
+    return float(np.mean([row.max() for row in products])), float(np.mean([column.max() for column in products.T]))
+
+
+def late_similarities(
+    cells: Array, tokens: Array, mask: Array, cell_counts: Sequence[int], token_counts: Sequence[int]
+) -> tuple[Array, Array]:
+    """Every picture with every text, level by level: (I, J, B, B) image to text and text to image."""
+    forth = np.zeros((len(cell_counts), len(token_counts), len(cells), len(tokens)))
+    back = np.zeros((len(cell_counts), len(token_counts), len(tokens), len(cells)))
+    for i, rows in enumerate(np.split(np.arange(cells.shape[1]), np.cumsum(cell_counts)[:-1])):
+        for j, columns in enumerate(np.split(np.arange(tokens.shape[1]), np.cumsum(token_counts)[:-1])):
+            for picture in range(len(cells)):
+                for text in range(len(tokens)):
+                    seen = [tokens[text, column] for column in columns if mask[text, column]]
+                    if seen:
+                        found = late(cells[picture, rows], seen)
+                        forth[i, j, picture, text], back[i, j, text, picture] = found
+    return forth, back
+
+
+def alignment_of_similarities(student: Sequence[Array], teacher: Sequence[Array], alpha: Array, temperature: float) -> float:
+    """mean over (i, j) of alpha_ij KL(P^T || P^S), averaged over the two directions."""
+    total = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        for i, j in np.ndindex(*alpha.shape):
+            total += alpha[i, j] * row_kl(theirs[i, j] / temperature, ours[i, j] / temperature)
+    return total / 2 / alpha.size

@@ -41,6 +41,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"trains": ("heads",)},
         {"weight": 33.0, "student_prompts": 2, "temperature": 2.0},
     ),
+    "cmapkd, late interaction and the embedding as a level": (
+        "cmapkd",
+        {},
+        {"similarity": "late", "cells": 2, "embedding": {"intra": 3.0, "align": 1.0, "cross": 1.0, "relation": 1.0}},
+    ),
+    "cmapkd, alsn by look-ahead": ("cmapkd", {"policy": "alsn"}, {"alsn": {"dropout": 0.0, "objective": "task"}}),
     "cmapkd alsn, learned alpha": ("cmapkd", {"policy": "alsn"}, {"alsn": {"dropout": 0.0}, "alpha": "learned"}),
 }
 
@@ -56,7 +62,9 @@ def loss_and_gradients(case: str, rank: int, ranks: int) -> tuple[Tensor, dict[s
     module, teacher = build(case)
     rows = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
     pictures, captions = tiny.images(BATCH)[rows], tiny.tokens(BATCH)[rows]
-    terms = module(pictures, captions, tiny.teach(teacher, pictures, captions))
+    taught = tiny.teach(teacher, pictures, captions)
+    (ahead,) = module.look_ahead([(pictures, captions)], lambda *_: taught)
+    terms = module(pictures, captions, taught, ahead)
     terms.total.backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     return terms.total.detach(), terms.parts, gradients
@@ -77,6 +85,8 @@ THROUGH_DEEPSPEED = (
     "promptkd",
     "cmapkd uniform, top level",
     "cmapkd alsn, learned alpha",
+    "cmapkd, late interaction and the embedding as a level",
+    "cmapkd, alsn by look-ahead",
 )
 
 
