@@ -356,3 +356,24 @@ def test_the_gradient_over_micro_batches_is_that_of_the_whole() -> None:
     assert sum(float(value.abs().sum()) for value in whole.values()) > 0
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_cmapkd_with_all_its_options_overfits_sixteen_pairs(one_rank: None) -> None:
+    of = tiny.stage(policy="alsn", lr=2e-3, trains=("student", "pyramid", "alsn"))
+    options = {**LATE, "embedding": {"cross": 0.1}, **TASK, "weights": {"task": 1.0}}
+    module, teacher = tiny.setup("cmapkd", of, **options)
+    engine = tiny.engine(module, teacher, of, batch=16, steps=200)
+    pictures, captions = tiny.images(16, seed=8), tiny.tokens(16, seed=8)
+
+    def accuracy() -> float:
+        with torch.no_grad():
+            outputs = engine.module.model(pictures, captions, taps=False)
+        best = (outputs.image @ outputs.text.T).argmax(dim=1)
+        return float((best == torch.arange(16)).float().mean())
+
+    assert accuracy() < 0.5
+    for step in range(200):
+        engine.step({"image": pictures, "text": captions}, step)
+        if step % 20 == 19 and accuracy() >= 0.97:
+            break
+    assert accuracy() >= 0.97

@@ -302,6 +302,7 @@ STAGES: dict[str, list[dict[str, Any]]] = {
         {"trains": ("student", "pyramid", "alsn"), "policy": "alsn"},
         {"trains": ("alsn",), "policy": "alsn"},
         {"trains": ("pyramid",)},
+        {"trains": ("student", "pyramid", "alsn"), "policy": "alsn", "name": "extended"},
     ],
     "teacher_pyramid": [{"trains": ("pyramid",)}],
     "llava_kd": [
@@ -312,7 +313,13 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     "teacher_prompts": [{"trains": ("heads",)}],
     "promptkd": [{"trains": ("student", "heads")}, {"trains": ("heads",)}],
 }
-OPTIONS: dict[str, dict[str, Any]] = {"promptkd": {"student_prompts": 2}}
+EXTENDED = {  # CMAPKD with all that goes beyond it as published
+    "similarity": "late",
+    "cells": 2,
+    "embedding": {"intra": 1.0, "align": 1.0, "cross": 1.0, "relation": 1.0},
+    "alsn": {"objective": "task"},
+}
+OPTIONS: dict[str, dict[str, Any]] = {"promptkd": {"student_prompts": 2}, "extended": EXTENDED}
 CASES = [(method, of) for method in objectives.known() for of in STAGES.get(method, [{"trains": ("student", "heads")}])]
 
 
@@ -324,7 +331,7 @@ def test_what_is_frozen_does_not_change_by_a_bit_and_what_is_trained_does(
 ) -> None:
     """Through DeepSpeed, with weight decay: a parameter without a gradient would decay."""
     described = tiny.stage(**of)
-    module, teacher = tiny.setup(method, described, **OPTIONS.get(method, {}))
+    module, teacher = tiny.setup(method, described, **OPTIONS.get(described.name, OPTIONS.get(method, {})))
     bank = getattr(module.objective, "bank", torch.empty(0)).clone()
     groups = {name: module.group_of(name) for name, _ in module.named_parameters()}
     assert set(groups.values()) <= {"student", "projections", "pyramid", "alsn", "heads", "unused"}
