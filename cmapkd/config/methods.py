@@ -164,7 +164,8 @@ class C2KDConfig(MethodConfig):
 class LLaVAKDConfig(MethodConfig):
     """LLaVA-KD (Cai et al., ICCV 2025), re-interpreted for a dual encoder: pre-training, fine-tuning and distilled fine-tuning.
 
-    Its stage `dpt` trains the group `projections`, what maps the student's frozen towers to the embeddings, alone.
+    The default weights are this project's: the paper's belong to terms over other positions. Its stage `dpt` trains the group
+    `projections`, what maps the student's frozen towers to the embeddings, alone.
     """
 
     method: Literal["llava_kd"] = "llava_kd"
@@ -202,12 +203,12 @@ class CLIPKDConfig(MethodConfig):
     gd_weight: float = Field(
         0.0,
         ge=0,
-        description="gradient distillation: mean squared error of contrastive gradients; the paper uses 1e8, 0 is off",
+        description="gradient distillation: mean squared error of contrastive gradients; 0 is off, as in the paper",
     )
     afd_weight: float = Field(
         0.0,
         ge=0,
-        description="augmented feature distillation: contrastive loss of fused embeddings; the paper uses 1, 0 is off",
+        description="augmented feature distillation: contrastive loss of fused embeddings; 0 is off, as in the paper",
     )
 
 

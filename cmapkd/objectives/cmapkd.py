@@ -68,7 +68,8 @@ class CMAPKD(Objective):
         options, stage = surroundings.options, surroundings.stage
         self.visual_levels, self.language_levels = stage.visual_levels, stage.language_levels
         self.pyramid = Pyramid(surroundings.student, **surroundings.pyramid)
-        self.compatibility = nn.Parameter(torch.zeros(len(VISUAL), len(LANGUAGE))) if options["alpha"] == "learned" else None
+        # A vector, so that weight decay, which is for matrices, leaves it alone: it would pull towards equal weights.
+        self.compatibility = nn.Parameter(torch.zeros(len(VISUAL) * len(LANGUAGE))) if options["alpha"] == "learned" else None
         self.grid = options["cells"] if options["similarity"] == "late" else None
         self.project: nn.ModuleDict | None = None
         self.cross_scale: nn.Parameter | None = None
@@ -153,7 +154,7 @@ class CMAPKD(Objective):
             return alignment.fixed_alpha(self.visual_levels, self.language_levels, like)
         rows = [VISUAL.index(level) for level in self.visual_levels]
         columns = [LANGUAGE.index(level) for level in self.language_levels]
-        active = self.compatibility[rows][:, columns].float()
+        active = self.compatibility.view(len(VISUAL), len(LANGUAGE))[rows][:, columns].float()
         return F.softmax(active.flatten(), dim=0).view_as(active)
 
     def similarities(self, r: Representations, prefix: str = "") -> tuple[Tensor, Tensor]:
