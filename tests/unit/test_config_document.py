@@ -25,7 +25,7 @@ WITHOUT_UNIT = {
     "task", "manual_weights", "entropy_weight", "temperature", "temperature_kd", "teacher_scale", "dropout", "heads",
     "hidden", "ratio", "seed", "seeds", "crd_weight", "icl_weight", "fd_weight", "gd_weight", "afd_weight",
     "hint_weight", "proxy_weight", "selection_weight", "answer_weight", "visual_weight", "relation_weight",
-    "image_weight", "text_weight", "logits_weight",
+    "image_weight", "text_weight", "logits_weight", "cross",
 }  # fmt: skip
 
 # ---- documentation

@@ -104,8 +104,15 @@ def test_defaults_of_the_method() -> None:
     assert method["weights"] == {"intra": 1.0, "align": 0.5, "relation": 0.3, "task": 0.1}
     assert (method["beta"], method["gamma"], method["temperature"], method["temperature_kd"]) == (0.5, 0.3, 0.07, 0.1)
     assert (method["alpha"], method["policy"], method["manual_weights"]) == ("fixed", "alsn", (0.1, 0.2, 0.3, 0.4))
-    assert method["alsn"] == {"hidden": (512, 256), "dropout": 0.1, "temperature": 1.0, "entropy_weight": 0.1}
-    assert (method["schedule"], method["teacher_pyramid"]) == ("progressive", "fit")
+    assert method["alsn"] == {
+        "hidden": (512, 256),
+        "dropout": 0.1,
+        "temperature": 1.0,
+        "entropy_weight": 0.1,
+        "objective": "match",
+    }
+    assert (method["schedule"], method["teacher_pyramid"], method["similarity"]) == ("progressive", "fit", "pooled")
+    assert not any(method["embedding"].values())  # off: the method as published
     assert (read.pyramid.channels, read.pyramid.text_channels, read.pyramid.phrase_window) == (256, 256, 3)
     assert (read.training.global_batch, read.training.bad_samples) == (256, 0.001)
     assert (read.seeds, read.student.init, read.paper.planned) == ((0,), "random", False)

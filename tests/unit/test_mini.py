@@ -17,7 +17,7 @@ from cmapkd.paper.experiment import paper_context
 from cmapkd.plan import make_plan
 
 MINI = CONFIG / "mini.yaml"
-METHODS = ["Scratch", "KD", "FitNet", "PromptKD", "C2KD", "LLaVA-KD", "CLIP-KD", "CMAPKD"]
+METHODS = ["Scratch", "KD", "FitNet", "PromptKD", "C2KD", "LLaVA-KD", "CLIP-KD", "CMAPKD", "CMAPKD-E"]
 
 
 @pytest.fixture(scope="module")
