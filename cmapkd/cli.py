@@ -208,13 +208,15 @@ def tune(
         torch.set_num_threads(threads)
     from cmapkd.training.loop import Interrupted
     from cmapkd.tuning.run import tune_runs
+    from cmapkd.tuning.trial import tuned_runs
 
-    loaded = load_experiment(experiment, tuned=False)  # the search starts from the configured values, not from its own result
+    names = runs or tuned_runs(load_experiment(experiment, tuning=()))
+    loaded = load_experiment(experiment, tuning=names)
     if trials:
         loaded = loaded.model_copy(update={"tuning": loaded.tuning.model_copy(update={"trials": trials})})
     target = out or DEFAULT.parent / "tuned" / f"{loaded.name}.yaml"
     try:
-        tune_runs(loaded, runs or [], results, target, restart=restart)
+        tune_runs(loaded, names, results, target, restart=restart)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise SystemExit(143) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -44,8 +44,13 @@ _REASONS = {  # pydantic's kind of error -> words for it; what is missing here k
 }
 
 
-def load_experiment(path: str | Path, *, tuned: bool = True) -> ExperimentConfig:
-    """Read and check an experiment file; with ``tuned`` off, without the values of the file that its key `tuned` names.
+def load_experiment(path: str | Path, *, tuning: Collection[str] | None = None) -> ExperimentConfig:
+    """Read and check an experiment file.
+
+    Args:
+        path: of the file.
+        tuning: runs whose settings are about to be searched: only what they are based on starts from the file that the key
+            `tuned` names, as a search does not start from its own result.
 
     Raises:
         UserError: naming every wrong key at once, with value, reason and the nearest valid spelling.
@@ -61,11 +66,15 @@ def load_experiment(path: str | Path, *, tuned: bool = True) -> ExperimentConfig
         raise UserError(key=str(path), reason=f"is not valid YAML: {error}", fix="check indentation and quotes there") from None
     if not isinstance(content, dict):
         raise UserError(key=str(path), reason="holds no keys", fix="start from a copy of config/mini.yaml")
-    return parse_experiment(content, origin=str(path), directory=path.parent, tuned=tuned)
+    return parse_experiment(content, origin=str(path), directory=path.parent, tuning=tuning)
 
 
 def parse_experiment(
-    content: Mapping[str, Any], origin: str = "configuration", *, directory: Path | None = None, tuned: bool = True
+    content: Mapping[str, Any],
+    origin: str = "configuration",
+    *,
+    directory: Path | None = None,
+    tuning: Collection[str] | None = None,
 ) -> ExperimentConfig:
     """Check a configuration that was read already (as Snakemake's merged `config`).
 
@@ -73,15 +82,17 @@ def parse_experiment(
         content: the keys of an experiment.
         origin: what messages call it.
         directory: of the experiment file, where its key `tuned` is looked up before the repository.
-        tuned: start the runs from the values of the file that the key `tuned` names.
+        tuning: as in `load_experiment`.
 
     Raises:
         UserError: as in `load_experiment`.
     """
     plain: dict[str, Any] = _plain(content, origin, ())
     if isinstance(plain.get("runs"), dict):
-        if tuned and isinstance(plain.get("tuned"), str):
-            plain["runs"] = _start_from_tuned(plain["runs"], tuned_values(plain["tuned"], plain["runs"], origin, directory))
+        eligible = plain["runs"] if tuning is None else _based_on(tuning, plain["runs"])
+        if eligible and isinstance(plain.get("tuned"), str):
+            found = tuned_values(plain["tuned"], eligible, origin, directory)
+            plain["runs"] = {name: _tuned(run, *found[name]) if name in found else run for name, run in plain["runs"].items()}
         plain["runs"] = _resolve_bases(plain["runs"], origin)
     if isinstance(plain.get("schedules"), dict):
         defaults = {name: [stage.model_dump(mode="json") for stage in stages] for name, stages in DEFAULT_SCHEDULES.items()}
@@ -130,9 +141,33 @@ def _plain(value: Any, origin: str, location: tuple[str, ...]) -> Any:
     )
 
 
-def _start_from_tuned(runs: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs with tuned values under their own keys, before `base:` is resolved, so that ablations inherit them."""
-    return {name: _merge(values[name], run) if name in values else run for name, run in runs.items()}
+def _based_on(names: Collection[str], runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs that ``names`` start from by `base:`, directly or not, themselves apart."""
+    found: dict[str, Any] = {}
+    waiting = list(names)
+    while waiting:
+        run = runs.get(waiting.pop())
+        base = run.get("base") if isinstance(run, dict) else None
+        if isinstance(base, str) and base in runs and base not in found and base not in names:
+            found[base] = runs[base]
+            waiting.append(base)
+    return found
+
+
+def _tuned(own: Mapping[str, Any], found: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's keys with the values found for them: where it gives none, or the one that the search started from.
+
+    Another value was given since, and wins. Before `base:` is resolved, so that ablations inherit what was found.
+    """
+    result = dict(own)
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            inner = result.get(key, {})
+            if isinstance(inner, Mapping):
+                result[key] = _tuned(inner, value, start.get(key, {}))
+        elif key not in own or own[key] == start.get(key):
+            result[key] = value
+    return result
 
 
 def _resolve_bases(runs: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -61,8 +61,12 @@ class MethodConfig(Config):
         "method", description="which tables show the run: those that compare methods, or the ablation table"
     )
 
-    # Options that are no part of a stage's address: worked into the stages already, or about presentation alone.
-    unaddressed: ClassVar[frozenset[str]] = frozenset({"schedule", "lr_scale", "group"})
+    search: tuple[str, ...] = Field(
+        (), description="keys of this run that `cmapkd tune` searches; empty: all that have a range and are not off"
+    )
+
+    # Options that are no part of a stage's address: worked into the stages already, or about presentation or search alone.
+    unaddressed: ClassVar[frozenset[str]] = frozenset({"schedule", "lr_scale", "group", "search"})
     uses_teacher: ClassVar[bool] = True
     uses_pyramid: ClassVar[bool] = False
     note: ClassVar[str] = ""  # footnote of its rows in tables: what sets it apart from the published method
@@ -275,7 +279,9 @@ class CMAPKDConfig(MethodConfig):
     )
     policy: Policy = Field("alsn", description="weight policy where a stage says `alsn`; `uniform` and `manual` are ablations")
     manual_weights: tuple[float, float, float, float] = Field(
-        (0.1, 0.2, 0.3, 0.4), description="level weights of the policy `manual`, P2 to P5 and L1 to L4"
+        (0.1, 0.2, 0.3, 0.4),
+        search=Search(0.02, 1),
+        description="level weights of the policy `manual`, P2 to P5 and L1 to L4, relative to each other",
     )
     visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="levels of the visual pyramid that are used")
     language_levels: tuple[LanguageLevel, ...] = Field(
@@ -332,9 +338,13 @@ class CMAPKDConfig(MethodConfig):
                 f"visual_levels = {list(self.visual_levels)} must hold P5 and language_levels = {list(self.language_levels)} "
                 "must hold L4: the contrastive and relational terms use them"
             )
-        if abs(sum(self.manual_weights) - 1) > 1e-6:
-            raise ValueError(f"manual_weights = {list(self.manual_weights)} must sum to 1, not {sum(self.manual_weights):g}")
+        if min(self.manual_weights) < 0 or self.manual_weights[-1] == 0:
+            reason = "must not be negative, and the top level's not 0: some stages use it alone"
+            raise ValueError(f"manual_weights = {list(self.manual_weights)} {reason}")
         return self
+
+    def not_searched(self) -> frozenset[str]:
+        return frozenset() if self.policy == "manual" else frozenset({"manual_weights"})
 
 
 class TeacherPromptsConfig(Config):

@@ -193,8 +193,8 @@ class ExperimentConfig(Config):
     tuning: TuningConfig = Field(TuningConfig(), description="how `cmapkd tune` searches the settings of the runs")
     tuned: str | None = Field(
         None,
-        description="file that `cmapkd tune` wrote, relative to the repository or to this file: each run it names, if it has "
-        "no `base`, starts from the values found; keys given here win",
+        description="file that `cmapkd tune` wrote, relative to the repository or to this file: each run it names "
+        "gets the values found; a value given here wins, unless it is the one that the search started from",
     )
     paper: PaperConfig = Field(PaperConfig(), description="what is printed")
 

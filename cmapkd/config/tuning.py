@@ -31,12 +31,16 @@ class TuningConfig(Config):
     runs: tuple[str, ...] = Field((), description="runs that are tuned; empty: all but the ablations")
 
 
-def tuned_values(name: str, runs: Mapping[str, Any], origin: str, directory: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Tuned values, nested as in the experiment, of those of ``runs`` that the file ``name`` holds and that have no `base`.
+def tuned_values(
+    name: str, runs: Mapping[str, Any], origin: str, directory: Path | None = None
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Of those of ``runs`` that the file ``name`` holds: the values found and those the search started from.
+
+    Both are nested as in the experiment.
 
     Args:
         name: the experiment's key `tuned`.
-        runs: the experiment's runs, as read.
+        runs: the runs that may start from the file, as read.
         origin: what messages call the experiment.
         directory: of the experiment file; the file is looked for there, then in the repository.
 
@@ -59,15 +63,16 @@ def tuned_values(name: str, runs: Mapping[str, Any], origin: str, directory: Pat
     values = {}
     for run, entry in found.items():
         own = runs.get(run)
-        if not isinstance(own, dict) or "base" in own:
+        if not isinstance(own, dict):
             continue
         if not isinstance(entry, dict) or not isinstance(entry.get("values"), dict):
             raise UserError(key=f"{path}: runs.{run}", reason="holds no values", fix=f"run `cmapkd tune {run!r}`")
         if entry.get("complete") is not True:
             reason = "its search is not complete"
             raise UserError(key=f"{path}: runs.{run}", reason=reason, fix=f"run `cmapkd tune {run!r}` to its end")
-        if entry.get("method") != own.get("method"):
+        if entry.get("method") != own.get("method", entry.get("method")):  # a run with a `base` may leave it to that
             reason = f"was tuned for another method than the experiment's {own.get('method')!r}"
             raise UserError(key=f"{path}: runs.{run}", value=entry.get("method"), reason=reason, fix="tune it with --restart")
-        values[run] = dict(entry["values"])
+        trials = entry.get("trials") or [{}]
+        values[run] = dict(entry["values"]), dict(trials[0].get("values") or {})
     return values

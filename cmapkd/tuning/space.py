@@ -8,6 +8,7 @@ from typing import Any
 
 from cmapkd.config.base import Config, Search
 from cmapkd.config.methods import MethodConfig
+from cmapkd.errors import UserError, nearest
 
 DIGITS = 4  # significant digits of a tried value: what is printed is what was run
 SPREAD = 3  # trials after the configured values that are spread over the ranges, before a model proposes any
@@ -19,12 +20,19 @@ Space = dict[str, Search]
 def search_space(method: MethodConfig) -> Space:
     """Ranges of the keys of ``method`` that carry one; a key that is 0 or null in this run is off and stays off.
 
-    A range is widened to hold the configured value.
+    A range is widened to hold the configured value. The run's `search` names keys, or sections, to which it is restricted.
     """
     hidden = method.not_searched()
+    found = list(_searched(method, ""))
+    for wanted in method.search:
+        if not any(_within(key, wanted) for key, _, _ in found):
+            known = [key for key, _, _ in found]
+            raise UserError(key="search", value=wanted, reason="is no key with a range", fix=nearest(wanted, known))
     space = {}
-    for key, value, search in _searched(method, ""):
-        if value and key not in hidden:
+    for key, value, search in found:
+        if method.search and not any(_within(key, wanted) for wanted in method.search):
+            continue
+        if value and not any(_within(key, name) for name in hidden):
             space[key] = Search(min(search.low, value), max(search.high, value), search.log)
     return space
 
@@ -49,7 +57,20 @@ def nested(values: Mapping[str, float]) -> dict[str, Any]:
         for section in sections:
             here = here.setdefault(section, {})
         here[last] = value
-    return result
+    return {key: _listed(value) for key, value in result.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Mappings whose keys are 0, 1, ... as lists."""
+    if not isinstance(value, dict):
+        return value
+    if all(key.isdigit() for key in value):
+        return [value[key] for key in sorted(value, key=int)]
+    return {key: _listed(inner) for key, inner in value.items()}
+
+
+def _within(key: str, section: str) -> bool:
+    return key == section or key.startswith(f"{section}.")
 
 
 def rounded(value: float, search: Search) -> float:
@@ -124,7 +145,9 @@ def _searched(section: Config, prefix: str) -> Iterator[tuple[str, Any, Search]]
         value = getattr(section, name)
         extra = field.json_schema_extra
         search: Any = extra.get("search") if isinstance(extra, dict) else None
-        if search:
+        if search and isinstance(value, tuple):  # one number for each entry
+            yield from ((f"{prefix}{name}.{index}", entry, Search(**search)) for index, entry in enumerate(value))
+        elif search:
             yield f"{prefix}{name}", value, Search(**search)
         elif isinstance(value, Config):
             yield from _searched(value, f"{prefix}{name}.")

@@ -168,7 +168,7 @@ def write_tuned(directory: Path, edit: Any = None) -> Path:
             "trials": 3, "length": 0.5, "seed": 100, "sampler": "gp", "metric": "mean_recall",
             "splits": ["emoji_scenes/validation"],
         },
-        "runs": {"CMAPKD": run(41.5, **{"weights.align": 0.51234, "lr_scale": 1.5}), "KD": run(38.25, lr_scale=0.75)},
+        "runs": {"CMAPKD": run(41.5, weights={"align": 0.51234}, lr_scale=1.5), "KD": run(38.25, lr_scale=0.75)},
     }  # fmt: skip
     if edit is not None:
         edit(content)

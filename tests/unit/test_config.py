@@ -127,8 +127,8 @@ from cmapkd.plan import make_plan
         ({"pyramid__phrase_window": 4}, "pyramid: phrase_window = 4 must be odd, to be centred on a token"),
         ({"runs__CMAPKD__visual_levels": ["P2"]}, "runs.CMAPKD: visual_levels = ['P2'] must hold P5"),
         (
-            {"runs__CMAPKD__manual_weights": [0.4, 0.3, 0.2, 0.2]},
-            "manual_weights = [0.4, 0.3, 0.2, 0.2] must sum to 1, not 1.1",
+            {"runs__CMAPKD__manual_weights": [0.4, 0.3, 0.3, 0]},
+            "manual_weights = [0.4, 0.3, 0.3, 0.0] must not be negative, and the top level's not 0",
         ),
         (
             {"schedules__progressive": [{"name": "low", "epochs": 1, "lr": 1, "visual_levels": ["P2"]}]},

@@ -52,7 +52,9 @@ def test_stages_that_runs_agree_in_are_trained_once(plan) -> None:  # type: igno
     by_stage = {name: set(names) for name, names in shared}
     assert {"CMAPKD", "w/o ALSN (uniform)", "w/o ALSN (manual)"} <= by_stage["coarse"] & by_stage["medium"]
     assert {"w/o visual pyramid", "w/o language hierarchy"} <= by_stage["coarse"]  # it uses P5 and L4 alone, anyway
-    assert set(by_stage) == {"coarse", "medium"}
+    assert (
+        {"coarse", "medium"} <= set(by_stage) <= {"coarse", "medium", "fine"}
+    )  # fine: of searched weights before their search
 
 
 def test_every_schedule_of_the_full_method_is_as_long_as_the_others(plan) -> None:  # type: ignore[no-untyped-def]

@@ -313,7 +313,6 @@ RUNS = {
 def tuned_file(tmp_path: Path) -> Path:
     runs = {
         "KD": {"method": "kd", "values": {"weight": 3.0, "temperature": 5.0}, "complete": True},
-        "KD-soft": {"method": "kd", "values": {"weight": 9.0}, "complete": True},
         "CMAPKD": {"method": "cmapkd", "values": {"weights": {"task": 0.2, "intra": 4.0}}, "complete": True},
         "Gone": {"method": "kd", "values": {"weight": 3.0}, "complete": False},
     }
@@ -334,11 +333,53 @@ def test_runs_start_from_tuned_values_and_own_keys_win(tuned_file: Path) -> None
     assert (runs["CMAPKD-task"].weights.task, runs["CMAPKD-task"].weights.intra) == (0.7, 4.0)
 
 
+def test_a_value_that_the_search_started_from_is_replaced_and_another_stays(tmp_path: Path) -> None:
+    trials = [{"number": 0, "values": {"weight": 1.5, "temperature": 2.0}}]
+    entry = {"method": "kd", "values": {"weight": 3.0, "temperature": 5.0}, "complete": True, "trials": trials}
+    path = _write(tmp_path / "tuned.yaml", {"KD": entry})
+    for weight, expected in ((1.5, 3.0), (1.6, 1.6)):
+        content = {**raw(**{**RUNS, "KD": {"method": "kd", "temperature": 2.0, "weight": weight}}), "tuned": str(path)}
+        kd: Any = parse_experiment(content).runs["KD"]
+        assert (kd.weight, kd.temperature) == (expected, 5.0)
+
+
+def test_a_run_with_a_base_gets_what_was_found_for_it_and_for_its_base(tmp_path: Path) -> None:
+    runs = {
+        "KD": {"method": "kd", "values": {"weight": 3.0, "lr_scale": 2.0}, "complete": True},
+        "KD-soft": {"method": "kd", "values": {"weight": 9.0}, "complete": True},
+    }
+    content = {**raw(**RUNS), "tuned": str(_write(tmp_path / "tuned.yaml", runs))}
+    soft: Any = parse_experiment(content).runs["KD-soft"]
+    assert (soft.weight, soft.lr_scale, soft.temperature) == (9.0, 2.0, 4.0)
+
+
+def test_a_run_may_say_what_is_searched_and_entries_of_a_list_are_searched_one_by_one() -> None:
+    runs = {
+        "fixed": {"method": "cmapkd", "policy": "manual", "search": ["manual_weights"]},
+        "some": {"method": "cmapkd", "search": ["weights", "lr_scale"]},
+        "alsn": {"method": "cmapkd"},
+    }
+    methods: Any = parse_experiment(raw(**runs)).runs
+    space = search_space(methods["fixed"])
+    assert list(space) == [f"manual_weights.{index}" for index in range(4)]
+    moved = with_values(
+        methods["fixed"], {"manual_weights.0": 0.9, "manual_weights.3": 0.05, "manual_weights.1": 0.2, "manual_weights.2": 0.3}
+    )
+    assert moved.manual_weights == (0.9, 0.2, 0.3, 0.05)  # type: ignore[attr-defined]
+    assert set(search_space(methods["some"])) == {"lr_scale", "weights.intra", "weights.align", "weights.task"}
+    assert not any(key.startswith("manual") for key in search_space(methods["alsn"]))
+    wrong: Any = parse_experiment(raw(KD={"method": "kd", "search": ["wieght"]})).runs["KD"]
+    with pytest.raises(UserError, match="did you mean 'weight'"):
+        search_space(wrong)
+
+
 def test_tuning_starts_from_the_configured_values(tuned_file: Path) -> None:
     path = tuned_file.parent / "experiment.yaml"
     path.write_text(yaml.safe_dump({**raw(**RUNS), "tuned": tuned_file.name}))
-    loaded: Any = load_experiment(path, tuned=False)
-    assert loaded.runs["KD"].weight == KDConfig().weight
+    loaded: Any = load_experiment(path, tuning=("KD", "KD-soft"))
+    assert loaded.runs["KD"].weight == loaded.runs["KD-soft"].weight == KDConfig().weight
+    loaded = load_experiment(path, tuning=("KD-soft",))  # a run is searched from what was found for its base
+    assert loaded.runs["KD-soft"].weight == 3.0
     loaded = load_experiment(path)
     assert loaded.runs["KD"].weight == 3.0
     # What the workflow writes beside the results has every value as a key of its own, so reading it changes nothing.

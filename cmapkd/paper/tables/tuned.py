@@ -51,13 +51,15 @@ class TunedFile:
         self.get(("search",), Mapping)
 
     def get(self, keys: tuple[str, ...], kind: type | tuple[type, ...]) -> Any:
-        """What is at ``keys``.
+        """What is at ``keys``, entries of a list by their place.
 
         Raises:
             UserError: nothing, or nothing of that type.
         """
         value: Any = self.content
         for depth, key in enumerate(keys):
+            if isinstance(value, list):
+                value = {str(index): entry for index, entry in enumerate(value)}
             if not isinstance(value, Mapping) or key not in value:
                 raise self.error(f"{' / '.join(keys[: depth + 1])} is missing")
             value = value[key]
@@ -92,8 +94,8 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
     rows = []
     for run in runs:
         where = ("runs", run.name)
-        values = file.get((*where, "values"), Mapping)
-        lines = [f"{key} = {file.number((*where, 'values', key)):.4g}" for key in values]
+        leaves = _leaves(file.get((*where, "values"), Mapping), (*where, "values"))
+        lines = [f"{'.'.join(keys[len(where) + 1 :])} = {file.number(keys):.4g}" for keys in leaves]
         texts[run.name] = {"values": Text("\n".join(lines), (file.parent(*where, "values"),), "as written by the search")}
         trials = file.get((*where, "trials"), list)
         finished = [trial for trial in trials if isinstance(trial, Mapping) and trial.get("score") is not None]
@@ -113,6 +115,15 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
     )
     caption = _caption(context, file, texts)
     return Table(NAME, "Tuned hyper-parameters", caption, tuple(rows), (Panel("", columns),), cells, texts)
+
+
+def _leaves(value: Any, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Where the values in nested mappings and lists are."""
+    if isinstance(value, list):
+        value = {str(index): entry for index, entry in enumerate(value)}
+    if not isinstance(value, Mapping):
+        return [keys]
+    return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*keys, str(key)))]
 
 
 def _row(run: PaperRun, *, complete: bool) -> Row:
