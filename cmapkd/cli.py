@@ -241,6 +241,7 @@ def plan(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
 def config_check(file: Path) -> None:
     """Check an experiment file, without starting anything."""
     made = _plan(file)
+    _check_weights(made.experiment)
     typer.echo(f"{file}: fine; {len(made.stages)} trainings, {len(made.runs)} runs")
 
 
@@ -267,6 +268,19 @@ def _plan(experiment: Path):  # type: ignore[no-untyped-def]
     from cmapkd.plan import make_plan
 
     return make_plan(load_experiment(experiment))
+
+
+def _check_weights(experiment):  # type: ignore[no-untyped-def]
+    """Refuse tags and paths of weights that do not exist; open_clip, which knows its tags, is imported only if they matter."""
+    named = (
+        (experiment.teacher.model, experiment.teacher.pretrained, "teacher.pretrained"),
+        (experiment.student.model, experiment.student.init, "student.init"),
+    )
+    for model, init, key in named:
+        if init not in (None, "random"):
+            from cmapkd.models import towers
+
+            towers.check_init(model, init, key)
 
 
 def _home(experiment: Path, results: Path) -> Path:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from cmapkd.config.methods import CMAPKDConfig, PromptKDConfig, StageConfig, Tea
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
+from cmapkd.models import configs
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "config"
@@ -95,24 +94,20 @@ def model_settings(name: str, key: str) -> dict[str, Any]:
     """An architecture by name; that of a file in ``config/models/`` with its content, so that an edit changes addresses.
 
     Raises:
-        UserError: no such architecture; ``key`` is where the experiment names it.
+        UserError: no such architecture, or a patch that does not divide the image; ``key`` is where the experiment names it.
     """
     own = {file.stem: file for file in (CONFIG / "models").glob("*.json")}
     if name in own:
-        return {"name": name, "config": json.loads(own[name].read_text())}
-    known = [*own, *_open_clip_models()]
-    if name not in known and _open_clip_models():  # where open_clip is not installed, nothing is known about its names
+        content = json.loads(own[name].read_text())
+        configs.check_patches(f"{key}: {name}", content)
+        return {"name": name, "config": content}
+    known = [*own, *configs.shipped()]
+    if name not in known and configs.shipped():  # where open_clip is not installed, nothing is known about its names
         reason = "is neither a file of config/models nor a model of open_clip"
         raise UserError(key=key, value=name, reason=reason, fix=nearest(name, known))
+    if (content := configs.content_of(name, None)) is not None:
+        configs.check_patches(f"{key}: {name}", content)
     return {"name": name, "config": None}
-
-
-@cache
-def _open_clip_models() -> tuple[str, ...]:
-    """What ``open_clip.list_models()`` gives, without the import (of torch, too)."""
-    spec = find_spec("open_clip")
-    folders = spec.submodule_search_locations if spec is not None else None
-    return tuple(sorted(file.stem for folder in folders or () for file in Path(folder).glob("model_configs/*.json")))
 
 
 def deepspeed_settings(name: str) -> dict[str, Any]:
@@ -151,11 +146,11 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
             f"{experiment.training.ranks} x {accumulation}",
             fix=f"use a multiple of {cut}, fewer ranks, or another file of config/deepspeed",
         )
-    # Ranks, workers, logging and checkpoints do not change what is computed; they stay out of the address.
-    shared = experiment.training.model_dump(
-        mode="json",
-        exclude={"ranks", "workers", "cache_bytes", "log_every", "checkpoint_minutes", "deepspeed", "bad_samples"},
-    )
+    _check_tokenizers(experiment)
+    # Ranks, workers, logging and checkpoints do not change what is computed; they stay out of the address. Retries do when
+    # one happens, and `stage.json` then tells: with an address of its own, every training would be lost to a precaution.
+    operational = {"ranks", "workers", "cache_bytes", "log_every", "checkpoint_minutes", "bad_samples", "nan_retries"}
+    shared = experiment.training.model_dump(mode="json", exclude={"deepspeed", *operational})
     common = {
         "training": shared,
         "deepspeed": deepspeed,
@@ -170,6 +165,18 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
             plan.runs.append(_add_run(plan, common, name, method, seed))
     _check_slugs(plan)
     return plan
+
+
+def _check_tokenizers(experiment: ExperimentConfig) -> None:
+    if not any(method.uses_teacher for method in experiment.runs.values()):
+        return
+    models = []
+    for name, key in ((experiment.teacher.model, "teacher.model"), (experiment.student.model, "student.model")):
+        content = configs.content_of(name, model_settings(name, key)["config"])
+        if content is None:  # the check at the start of a stage remains
+            return
+        models.append((name, content))
+    configs.check_tokenizers(*models)
 
 
 def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:

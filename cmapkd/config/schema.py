@@ -118,6 +118,13 @@ class TrainingConfig(Config):
     )
     bad_samples: float = Field(0.001, ge=0, lt=1, unit="share", description="unreadable samples above which a training stops")
     max_pixels: int = Field(50_000_000, ge=1, unit="px", description="pictures with more pixels are refused as bad samples")
+    nan_retries: int = Field(
+        0,
+        ge=0,
+        le=3,
+        description="how often a training whose loss or gradient is not finite goes back to the checkpoint before and on at "
+        "half the learning rates (told in its `stage.json`); 0 stops it at once",
+    )
     log_every: int = Field(10, ge=1, unit="steps", description="steps between two lines of the log")
     checkpoint_minutes: float = Field(
         15.0, gt=0, unit="minutes", description="wall-clock time between two checkpoints of a training"

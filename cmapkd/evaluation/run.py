@@ -71,7 +71,11 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
                 config_digest=digest({"evaluation": experiment.evaluation.model_dump(mode="json"), "stages": list(run.stages)}),
                 data_digests={dataset: read_manifest(home / "data" / dataset)["digest"] for dataset in datasets},
                 stages=[
-                    {"address": stage["address"], "label": stage["label"], "code": stage["code"], **_when(stage["provenance"])}
+                    {
+                        **{key: stage[key] for key in ("address", "label", "code")},
+                        **_when(stage["provenance"]),
+                        **{key: value for key, value in stage["summary"].items() if key == "nan_retries"},
+                    }
                     for stage in (*history["stages"], *history["deployed_teacher"])
                 ],
             ),

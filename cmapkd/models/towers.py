@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmapkd.errors import UserError, nearest
-from cmapkd.files import atomic_path, write_json
+from cmapkd.files import atomic_path, read_json, write_json
+from cmapkd.models import configs
 
 WEIGHTS = "open_clip_model.safetensors"  # the names under which open_clip looks for both in a `local-dir:`
 CONFIG = "open_clip_config.json"
@@ -108,13 +109,14 @@ def is_projection(parameter: str) -> bool:
     return bool(re.search(r"(^|\.)(visual\.proj|text\.proj|text_projection|logit_scale)(\.|$)", parameter))
 
 
-def create(name: str, config: Mapping[str, Any] | None, init: str) -> nn.Module:
+def create(name: str, config: Mapping[str, Any] | None, init: str, key: str = "pretrained") -> nn.Module:
     """An open_clip model by name (or from the content of a file in ``config/models/``) with random or given weights.
 
     Args:
         name: open_clip model name; the name under which ``config`` is known otherwise.
         config: architecture in open_clip's JSON form, or None for a name that open_clip knows.
         init: ``random``, a pretrained tag of that model, or the path of a checkpoint or of an open_clip directory.
+        key: where the experiment names ``init``.
 
     Raises:
         UserError: unknown name, tag or path, or a patch that does not divide the image.
@@ -125,18 +127,42 @@ def create(name: str, config: Mapping[str, Any] | None, init: str) -> nn.Module:
         raise UserError(
             key="model", value=name, reason="open_clip knows no such model", fix=nearest(name, open_clip.list_models())
         )
-    _check_architecture(name)
+    configs.check_patches(name, open_clip.get_model_config(name) or {})
+    check_init(name, init, key)
     if Path(init).is_dir():
         return load(Path(init))
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if init != "random" and init not in tags and not Path(init).is_file():
-        raise UserError(
-            key="pretrained", value=init, reason=f"is no tag of {name} and no file", fix=nearest(init, [*tags, "random"])
-        )
     with _quiet():
         return open_clip.create_model(
             name, pretrained=None if init == "random" else init, pretrained_text=False, output_dict=True
         )
+
+
+def check_init(name: str, init: str, key: str) -> None:
+    """Refuse weights that do not exist, before anything is downloaded or built.
+
+    Args:
+        name: of the architecture.
+        init: as for ``create``.
+        key: where the experiment names ``init``.
+
+    Raises:
+        UserError: no tag of that architecture, no such file, or a directory that open_clip did not write.
+    """
+    path, tags = Path(init), open_clip.list_pretrained_tags_by_model(name)
+    if path.is_dir():
+        if missing := [file for file in (CONFIG, WEIGHTS) if not (path / file).is_file()]:
+            reason = f"is a directory without {' and '.join(missing)}"
+            raise UserError(key=key, value=init, reason=reason, fix="name a checkpoint, or a directory with both files")
+        return
+    if init == "random" or init in tags or path.is_file():
+        return
+    known = ", ".join(sorted(tags)) or "none"
+    if path.name != init or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        fix = f"correct the path (it is relative to {Path.cwd()}), or use a tag: {known}"
+        raise UserError(key=key, value=init, reason="there is no such file", fix=fix)
+    hint = nearest(init, [*tags, "random"])
+    fix = hint if hint.startswith("known") else f"{hint} All tags: {known}"
+    raise UserError(key=key, value=init, reason=f"is no tag of {name} and no file", fix=fix)
 
 
 def _register(name: str, config: Mapping[str, Any]) -> None:
@@ -147,18 +173,6 @@ def _register(name: str, config: Mapping[str, Any]) -> None:
         path = Path(folder) / f"{name}.json"
         path.write_text(json.dumps(config))
         open_clip.add_model_config(path)
-
-
-def _check_architecture(name: str) -> None:
-    vision = (open_clip.get_model_config(name) or {}).get("vision_cfg", {})
-    size, patch = vision.get("image_size", 224), vision.get("patch_size")
-    if isinstance(size, int) and isinstance(patch, int) and size % patch:
-        raise UserError(
-            key=f"{name}.vision_cfg.image_size",
-            value=size,
-            reason=f"is not divisible by patch_size = {patch}",
-            fix=f"use {size // patch * patch} or {-(-size // patch) * patch}",
-        )
 
 
 def load(directory: Path) -> nn.Module:
@@ -178,8 +192,12 @@ def save(model: nn.Module, name: str, directory: Path) -> None:
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
-    """Fill ``model`` with the weights of an open_clip directory; every key must match."""
+    """Fill ``model`` with the weights of an open_clip directory, every key of which must match, and take over its preprocessing.
+
+    Mean and deviation of the pictures belong to weights, not to an architecture: pretrained ones may be used to others.
+    """
     model.load_state_dict(load_file(directory / WEIGHTS))
+    open_clip.set_model_preprocess_cfg(model, read_json(directory / CONFIG)["preprocess_cfg"])
 
 
 def tokenizer_of(name: str) -> Any:
@@ -190,6 +208,36 @@ def tokenizer_of(name: str) -> Any:
 def preprocess_of(model: nn.Module) -> PreprocessCfg:
     """Image size, mean, standard deviation and interpolation the model expects."""
     return PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+
+
+class Adapter:
+    """Pictures as one model expects them, from those prepared for another: size, mean and deviation.
+
+    They stay the same cut of the same picture, so that what two models see at a place can be compared.
+    """
+
+    def __init__(self, of: PreprocessCfg, to: PreprocessCfg) -> None:
+        self.of, self.to = of, to
+        self.size = _sides(to.size)
+        self.resizes = _sides(of.size) != self.size
+        self.normalises = (tuple(of.mean), tuple(of.std)) != (tuple(to.mean), tuple(to.std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, H', W') of the same type; ``images`` itself where nothing differs."""
+        if not (self.resizes or self.normalises):
+            return images
+        values = images.float()
+        mean, std, new_mean, new_std = (
+            values.new_tensor(value).view(3, 1, 1) for value in (self.of.mean, self.of.std, self.to.mean, self.to.std)
+        )
+        values = values * std + mean  # shares of full intensity, in [0, 1]
+        if self.resizes:
+            values = F.interpolate(values, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        return ((values - new_mean) / new_std).to(images.dtype)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class Tapped(nn.Module):

@@ -181,4 +181,8 @@ def _stage(stage: Any) -> str:
     for key, word in (("host", "on"), ("started", "from"), ("wall_seconds", "seconds")):
         if key in stage:
             parts.append(f"{word} {stage[key]}")
+    for retry in stage.get("nan_retries", []):
+        parts.append(
+            f"(step {retry['step']} was not finite: again from step {retry['restarted_at']} at {retry['lr_factor']:g} x lr)"
+        )
     return " ".join(parts)

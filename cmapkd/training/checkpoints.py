@@ -101,6 +101,15 @@ def _damaged(checkpoint: Path, files: dict[str, str] | None) -> str | None:
     return next((name for name, good in zip(files, whole, strict=True) if not good), None)
 
 
+def drop_from(directory: Path, step: int) -> None:
+    """Remove the checkpoints of ``step`` or more finished steps."""
+    if distributed.rank() == 0:
+        for path in complete(directory):
+            if path.name >= f"step-{step:08d}":
+                shutil.rmtree(path)
+    dist.barrier()
+
+
 def clear(directory: Path) -> None:
     """Remove a stage's checkpoints once it is finished."""
     if distributed.rank() == 0:

@@ -120,6 +120,7 @@ class Engine:
         self.dtype = next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
         self.teacher = teacher.to(device, self.dtype) if teacher is not None else None
         self.grad_norm = 0.0
+        self.lr_share = 1.0  # of all learning rates; less after a step that was not finite
 
     def step(self, batch: Mapping[str, Any], step: int) -> Terms:
         """One optimiser step on this rank's share of the global batch; returns the loss it was taken on.
@@ -130,7 +131,7 @@ class Engine:
         """
         factor = lr_factor(step, self.steps, self.training["warmup"], self.stage.lr_end)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+            group["lr"] = group["peak_lr"] * factor * self.lr_share
         images = batch["image"].to(self.device, self.dtype, non_blocking=True)
         tokens = batch["text"].to(self.device, non_blocking=True)
         self.engine.train()

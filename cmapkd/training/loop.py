@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
@@ -18,7 +19,6 @@ from cmapkd.data.shards import read_manifest
 from cmapkd.data.split import Split
 from cmapkd.data.stream import Stream, batches
 from cmapkd.data.transforms import TrainTransform
-from cmapkd.errors import UserError
 from cmapkd.files import digest, sha256_of, write_json
 from cmapkd.fingerprint import fingerprint
 from cmapkd.models import towers
@@ -27,6 +27,7 @@ from cmapkd.provenance import Start, collect
 from cmapkd.training import checkpoints, distributed
 from cmapkd.training.engine import Engine, start_process_group
 from cmapkd.training.logs import TrainingLog
+from cmapkd.training.retries import NotFinite, Retries
 from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Prepared, derive_seed, prepare, save_objective
 from cmapkd.training.texts import TrainingTexts
 
@@ -51,11 +52,12 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig) -> None:
     Args:
         stage: of the plan.
         results: `results/<experiment>`.
-        options: what does not change the result: workers, logging and checkpoint intervals.
+        options: what does not change the result: workers, logging and checkpoint intervals; and how often a training that
+            is no longer finite may be retried, which ``stage.json`` tells.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
-        UserError: a loss that is not finite, too many bad samples.
+        UserError: a loss or gradient that is not finite, and no retry left; too many bad samples.
     """
     started = Start()
     directory = results / "stages" / stage.address
@@ -70,8 +72,21 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig) -> None:
     summary: dict[str, Any] = {"steps": 0}
     bad: dict[str, Any] = {}
     if stage.settings["method"].get("fit", True):  # a random pyramid is used as it was initialised
+        origin = digest({"code": code_of(stage.method), "settings": stage.settings, "data": _data_digests(stage, results)})
+        retries = Retries(directory / "checkpoints", origin, options.nan_retries, stage.label)
         with _Signals() as asked:
-            summary, bad = _run(stage, prepared, results, directory, options, device, asked)
+            while True:
+                try:
+                    summary, bad = _run(stage, prepared, results, directory, options, device, asked, retries)
+                    break
+                except NotFinite as failure:
+                    retries.ask(failure)
+                # The weights are spoilt, and DeepSpeed keeps state of its own: all is built anew, after the old is gone.
+                del prepared
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                prepared = prepare(stage.settings, results / "stages")
     if distributed.rank() == 0:
         _finish(stage, prepared, results, directory, started, summary, bad)
     dist.barrier()
@@ -86,6 +101,7 @@ def _run(
     options: TrainingConfig,
     device: torch.device,
     asked: _Signals,
+    retries: Retries,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = stage.settings
     training: Mapping[str, Any] = settings["training"]
@@ -98,11 +114,12 @@ def _run(
     if prepared.teacher is not None:
         prepared.module.objective.start(prepared.teacher.to(device), TrainingTexts(stream))
     engine = Engine(prepared.module, prepared.teacher, prepared.stage, training, settings["deepspeed"], steps, device)
+    engine.lr_share = retries.lr_factor
     torch.manual_seed(derive_seed(settings["seed"], stage.address, distributed.rank()))
-    origin = digest({"code": code_of(stage.method), "settings": settings, "data": _data_digests(stage, results)})
-    saved = directory / "checkpoints"
+    saved, origin = retries.directory, retries.origin
     start = checkpoints.resume(engine, saved, origin)
-    if start and distributed.rank() == 0:
+    retried = retries.restarted(start)
+    if start and not retried and distributed.rank() == 0:
         log.info("%s: resumed at step %d of %d", stage.label, start, steps)
     written = TrainingLog(directory, stage.label, steps, start, batch, options.log_every)
     loader = batches(
@@ -119,9 +136,10 @@ def _run(
         waiting = time.perf_counter()
         for step, samples in enumerate(loader, start):
             waited = time.perf_counter() - waiting
-            terms = _step(engine, samples, step, stage)
+            terms = _step(engine, samples, step)  # raises before anything of a spoilt step is logged or saved
             lr = engine.engine.optimizer.param_groups[0]["lr"]
-            written.step(step, terms, lr=lr, grad_norm=engine.grad_norm, data_seconds=waited)
+            told = {"lr_factor": retries.lr_factor} if retries.taken else {}
+            written.step(step, terms, lr=lr, grad_norm=engine.grad_norm, data_seconds=waited, **told)
             stop = _agree(asked.stop)
             if step + 1 < steps and (stop or _agree(time.monotonic() - last_saved > 60 * options.checkpoint_minutes)):
                 written.flush()
@@ -136,19 +154,17 @@ def _run(
     finally:
         summary = written.close(finished)
     engine.restore_shapes()
+    if retries.taken:
+        summary["nan_retries"] = retries.taken
     return summary, stream.bad.report()
 
 
-def _step(engine: Engine, samples: Mapping[str, Any], step: int, stage: Stage) -> Any:
+def _step(engine: Engine, samples: Mapping[str, Any], step: int) -> Any:
     try:
         return engine.step(samples, step)
     except FloatingPointError as error:
         keys = ", ".join(samples["keys"][:8])
-        raise UserError(
-            key=stage.label,
-            reason=f"{error}, at step {step}, on the samples {keys}, ...",
-            fix="lower lr or lr_scale, or look at these samples; the last checkpoint is kept",
-        ) from None
+        raise NotFinite(step, str(error), f"{keys}, ...") from None
 
 
 def _stream(settings: Mapping[str, Any], prepared: Prepared, results: Path, options: TrainingConfig) -> Stream:
@@ -207,7 +223,7 @@ def _finish(
 def _import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
     """A pretrained model as a stage of its own, so that everything after it need not know where weights came from."""
     settings = stage.settings
-    model = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"])
+    model = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key="teacher.pretrained")
     towers.save(model, settings["model"]["name"], directory / MODEL)
     from safetensors.torch import save_file
 

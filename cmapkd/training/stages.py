@@ -37,7 +37,7 @@ def derive_seed(seed: int, *labels: object) -> int:
 class Teacher(nn.Module):
     """The frozen teacher: embeddings and, where the objective needs it, its fitted pyramid or its learned prompts.
 
-    With ``text`` off the captions of a batch are not encoded.
+    With ``text`` off the captions of a batch are not encoded. ``adapter`` turns the student's pictures into the teacher's.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class Teacher(nn.Module):
         prompts: Prompts | None = None,
         text: bool = True,
         grid: int | None = None,
+        adapter: towers.Adapter | None = None,
     ) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.adapter = grid, adapter
         self.model, self.pyramid, self.stage = model, pyramid, stage
         self.taps, self.patches = taps or pyramid is not None, patches
         self.prompts, self.text = prompts, text
@@ -62,6 +63,8 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor) -> TeacherOutputs:
         """Outputs for ``images`` (b, 3, H, W) and ``tokens`` (b, N)."""
         read = tokens if self.text else None
+        if self.adapter is not None:
+            images = self.adapter(images)
         if self.prompts is not None:
             return TeacherOutputs(self.prompts(self.model, images, read))
         outputs = self.model(images, read, taps=self.taps, patches=self.patches)
@@ -151,7 +154,8 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
     seed, architecture = settings["seed"], settings["model"]
     parent = stages / settings["parent"] if settings["parent"] else None
     with seeded(derive_seed(seed, "model")):
-        raw = towers.create(architecture["name"], architecture["config"], "random" if parent else settings["init"])
+        init = "random" if parent else settings["init"]
+        raw = towers.create(architecture["name"], architecture["config"], init, key="student.init")
     if parent:
         towers.load_weights(raw, parent / MODEL)
     model = towers.Tapped(raw)
@@ -190,6 +194,7 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
             prompts,
             objective.needs_text,
             objective.grid,
+            towers.Adapter(towers.preprocess_of(raw), towers.preprocess_of(teacher_model.model)),
         )
     return Prepared(module, teacher, stage, towers.tokenizer_of(architecture["name"]), towers.preprocess_of(raw))
 

@@ -27,6 +27,7 @@ from cmapkd.plan import Plan, Stage, make_plan
 from cmapkd.training import checkpoints
 from cmapkd.training.engine import Engine
 from cmapkd.training.loop import Interrupted, train_stage
+from cmapkd.training.retries import Retries
 from cmapkd.training.stages import OBJECTIVE, RESULT
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -373,6 +374,159 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_samples_and_keeps_the_ch
     directory = results / "stages" / stage.address
     assert not (directory / RESULT).exists()
     assert checkpoints.complete(directory / "checkpoints")[-1].name == "step-00000002"
+
+
+# --- retries of a training that is no longer finite --------------------------------------------------------------------
+
+OFTEN = OPTIONS.model_copy(update={"checkpoint_minutes": 1e-9, "log_every": 1, "nan_retries": 1})
+
+
+def spoil(failures: list[int], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """Make each step of ``failures`` fail once, in this order; returns the steps taken, each with its learning rate."""
+    real, taken = Engine.step, []
+
+    def step(self: Engine, batch: Any, step: int) -> Any:
+        if failures and step == failures[0]:
+            failures.pop(0)
+            batch = {**batch, "image": torch.full_like(batch["image"], float("nan"))}
+        terms = real(self, batch, step)
+        taken.append((step, self.engine.optimizer.param_groups[0]["lr"]))
+        return terms
+
+    monkeypatch.setattr(Engine, "step", step)
+    return taken
+
+
+def rates(directory: Path) -> list[float]:
+    return [line["lr"] for line in stream(directory)]
+
+
+@pytest.fixture
+def retried(base: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Directory of the stage after step 3 was not finite once, retried in one go."""
+    shutil.copytree(base[1], tmp_path / "retried")
+    stage = stages_of(base[0])[0]
+    with monkeypatch.context() as patch:
+        spoil([3], patch)
+        train_stage(stage, tmp_path / "retried", OFTEN)
+    return tmp_path / "retried" / "stages" / stage.address
+
+
+def test_a_retry_goes_on_from_the_checkpoint_before_at_half_the_rates_and_tells(
+    base: tuple[Plan, Path], uninterrupted: Path, results: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = stages_of(base[0])[0]
+    directory = results / "stages" / stage.address
+    taken = spoil([3], monkeypatch)
+    train_stage(stage, results, OFTEN)
+    # The checkpoint of three steps is what step 3 failed on, whatever its learning rate.
+    assert [step for step, _ in taken] == [0, 1, 2, 2, 3, 4, 5]
+    lines = stream(directory)
+    assert [line["step"] for line in lines] == list(range(6))
+    assert lines[:2] == stream(uninterrupted)[:2]
+    expected = [rate * factor for rate, factor in zip(rates(uninterrupted), [1, 1, 0.5, 0.5, 0.5, 0.5], strict=True)]
+    assert rates(directory) == pytest.approx(expected, rel=1e-6)
+    assert ["lr_factor" in line for line in lines] == [False, False, True, True, True, True]
+    (record,) = read_json(directory / RESULT)["summary"]["nan_retries"]
+    assert (record["step"], record["restarted_at"], record["lr_factor"]) == (3, 2, 0.5)
+    told = [entry.getMessage() for entry in caplog.records if "retry 1 of 1" in entry.getMessage()]
+    assert len(told) == 1 and stage.label in told[0] and "step 3" in told[0] and "from step 2 at 0.5 times" in told[0]
+    for text in (told[0], record["reason"]):
+        assert "the loss is nan" in text and "'task': nan" in text and "on the samples train_" in text
+    assert "nan_retries" not in read_json(uninterrupted / RESULT)["summary"]
+
+
+def test_without_a_checkpoint_a_retry_starts_the_stage_again(
+    base: tuple[Plan, Path], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stages_of(base[0])[0]
+    taken = spoil([2], monkeypatch)
+    train_stage(stage, results, OPTIONS.model_copy(update={"nan_retries": 1}))
+    assert [step for step, _ in taken] == [0, 1, 0, 1, 2, 3, 4, 5]
+    assert taken[2][1] == taken[0][1] / 2
+    directory = results / "stages" / stage.address
+    assert read_json(directory / RESULT)["summary"]["nan_retries"][0]["restarted_at"] == 0
+    assert all(line["lr_factor"] == 0.5 for line in stream(directory))
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_retried_training_that_is_interrupted_ends_like_one_that_is_not(
+    stop: int, base: tuple[Plan, Path], retried: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stages_of(base[0])[0]
+    directory = results / "stages" / stage.address
+    with monkeypatch.context() as patch:
+        taken = spoil([3], patch)
+        behind = Engine.step
+
+        def step(self: Engine, batch: Any, step: int) -> Any:
+            if step == stop and self.lr_share == 0.5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return behind(self, batch, step)
+
+        patch.setattr(Engine, "step", step)
+        with pytest.raises(Interrupted, match=f"stopped after step {stop + 1} of 6"):
+            train_stage(stage, results, OFTEN)
+    assert [step for step, _ in taken] == [0, 1, 2, *range(2, stop + 1)]
+    torch.manual_seed(1234)
+    train_stage(stage, results, OFTEN)
+    summary = read_json(directory / RESULT)["summary"]
+    assert summary["resumed_at"] == stop + 1
+    assert summary["nan_retries"] == read_json(retried / RESULT)["summary"]["nan_retries"]
+    assert_same_stage(directory, retried)
+
+
+def test_a_second_failure_is_retried_at_a_quarter_or_stops(
+    base: tuple[Plan, Path], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stages_of(base[0])[0]
+    directory = results / "stages" / stage.address
+    with monkeypatch.context() as patch:
+        spoil([3, 4], patch)
+        with pytest.raises(UserError, match=r"at step 4, on the samples train_\d{6}.*after 1 of 1 retries") as caught:
+            train_stage(stage, results, OFTEN)
+    assert caught.value.key == stage.label and "allow 2 of training.nan_retries" in caught.value.fix
+    assert not (directory / RESULT).exists()
+    assert [path.name for path in checkpoints.complete(directory / "checkpoints")] == ["step-00000003", "step-00000004"]
+    # One more is allowed, and it fails at the same place: back before the checkpoint of that step, at a quarter.
+    taken = spoil([4], monkeypatch)
+    train_stage(stage, results, OFTEN.model_copy(update={"nan_retries": 2}))
+    assert [step for step, _ in taken] == [3, 4, 5]
+    records = read_json(directory / RESULT)["summary"]["nan_retries"]
+    assert [(record["step"], record["restarted_at"], record["lr_factor"]) for record in records] == [(3, 2, 0.5), (4, 3, 0.25)]
+    assert [line.get("lr_factor") for line in stream(directory)] == [None, None, 0.5, 0.25, 0.25, 0.25]
+
+
+def test_a_gradient_that_is_not_finite_is_retried_from_weights_it_has_not_spoilt(
+    base: tuple[Plan, Path], retried: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the update has been made: its NaN is in the weights, and in AdamW's momenta."""
+    stage = stages_of(base[0])[0]
+    spoilt: list[Engine] = []
+    handles = []
+    real = Engine.step
+
+    def step(self: Engine, batch: Any, step: int) -> Any:
+        if step == 3 and not spoilt:
+            spoilt.append(self)
+            scale = self.module.model.model.logit_scale
+            handles.append(scale.register_hook(lambda gradient: gradient * float("inf")))
+        return real(self, batch, step)
+
+    monkeypatch.setattr(Engine, "step", step)
+    train_stage(stage, results, OFTEN)
+    directory = results / "stages" / stage.address
+    assert not torch.isfinite(spoilt[0].module.model.model.logit_scale).all()
+    (record,) = read_json(directory / RESULT)["summary"]["nan_retries"]
+    assert "the loss is finite, but the norm of its gradient is" in record["reason"]
+    assert_same_stage(directory, retried)
+
+
+def test_retries_of_other_code_or_settings_are_forgotten(tmp_path: Path) -> None:
+    record = {"step": 3, "reason": "", "restarted_at": 2, "lr_factor": 0.5}
+    (tmp_path / "nan-retries.json").write_text(json.dumps({"origin": "before", "retries": [record]}))
+    assert Retries(tmp_path, "before", 1, "stage").lr_factor == 0.5
+    assert Retries(tmp_path, "edited", 1, "stage").lr_factor == 1
 
 
 def test_the_next_stage_starts_from_weights_and_data_of_the_one_before(
