@@ -28,6 +28,10 @@ latex:
 paper: setup ## run the experiment of CONFIG and make its paper
 	@$(SNAKEMAKE)
 
+.PHONY: tune
+tune: setup ## search the settings of the runs of CONFIG on its validation split (hours)
+	$(BIN)/cmapkd tune --experiment $(CONFIG)
+
 test: setup lint unit pipeline ## everything that CI checks
 
 unit: setup ## unit tests
