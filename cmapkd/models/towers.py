@@ -192,7 +192,7 @@ def save(model: nn.Module, name: str, directory: Path) -> None:
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
-    """Fill ``model`` with the weights of an open_clip directory, every key of which must match, and take over its preprocessing.
+    """Fill ``model`` with the weights of an open_clip directory (every key must match), and take over its preprocessing.
 
     Mean and deviation of the pictures belong to weights, not to an architecture: pretrained ones may be used to others.
     """

@@ -413,7 +413,11 @@ def retried(base: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_retry_goes_on_from_the_checkpoint_before_at_half_the_rates_and_tells(
-    base: tuple[Plan, Path], uninterrupted: Path, results: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    base: tuple[Plan, Path],
+    uninterrupted: Path,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     stage = stages_of(base[0])[0]
     directory = results / "stages" / stage.address

@@ -233,7 +233,7 @@ def test_a_schedule_that_leaves_a_run_nothing_to_train_is_refused() -> None:
 
 
 def test_a_pretrained_teacher_is_a_stage_without_data() -> None:
-    found = plan(teacher={"model": "ViT-L-14", "pretrained": "openai"})
+    found = plan(teacher={"model": "ViT-L-14", "pretrained": "openai"}, student={"model": "ViT-B-16"})
     stage = found.stages[found.teacher]
     assert stage.datasets == () and stage.method == "pretrained" and stage.settings["init"] == "openai"
     assert found.stages[stages(found)["coarse"]].datasets == ("scenes",)
