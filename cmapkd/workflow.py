@@ -64,6 +64,13 @@ def run_stages(plan: Plan, home: str, directory: str) -> list[str]:
     return [f"{home}/stages/{address}/stage.json" for address in (*run.stages, *plan.deployed_teacher(run).values())]
 
 
+def level_inputs(plan: Plan, home: str, directory: str) -> list[str]:
+    """The teacher and its pyramid, which the levels of a run's student are compared with."""
+    settings = plan.stages[find_run(plan, directory).stages[-1]].settings
+    compared = ("teacher", "teacher_pyramid") if settings.get("teacher_pyramid") else ()
+    return [f"{home}/stages/{settings[key]}/stage.json" for key in compared]
+
+
 def evaluation_params(plan: Plan, directory: str) -> dict[str, str]:
     """Configuration and code that a run's metrics depend on."""
     modules = ["cmapkd.evaluation.run"]

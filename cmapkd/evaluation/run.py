@@ -15,13 +15,23 @@ from cmapkd.data.shards import read_manifest
 from cmapkd.data.split import Split
 from cmapkd.data.transforms import EvaluationTransform, decode_image
 from cmapkd.evaluation.evaluate import evaluate_model
+from cmapkd.evaluation.levels import BATCH, cka_between, in_batch_accuracy, linear_cka, weights_by_stratum
 from cmapkd.files import digest, read_json, sha256_of, write_atomic, write_json
 from cmapkd.models import towers
+from cmapkd.models.pyramid import LANGUAGE, VISUAL
 from cmapkd.objectives.base import Surroundings
 from cmapkd.plan import Plan
 from cmapkd.provenance import Start, collect
 from cmapkd.runs import RUN, STUDENT, find_run
-from cmapkd.training.stages import OBJECTIVE, load_inference, load_objective, objective_modules
+from cmapkd.training.stages import (
+    MODEL,
+    OBJECTIVE,
+    Teacher,
+    load_inference,
+    load_objective,
+    load_pyramid,
+    objective_modules,
+)
 
 
 def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
@@ -49,12 +59,23 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
     evaluation = evaluate_model(
         model, tokenizer, preprocess, splits=splits, tasks=experiment.evaluation, seed=run.seed, device=device
     )
-    arrays = dict(evaluation.per_query)
+    arrays, measured = dict(evaluation.per_query), dict(evaluation.metrics)
     objective = home / "stages" / run.stages[-1] / OBJECTIVE
+    reading = (student, settings, objective)
     if "alsn" in objective_modules(objective):
         for reference in experiment.evaluation.retrieval:
-            visual, language = level_weights(student, settings, objective, splits[reference], tokenizer, preprocess, device)
+            visual, language = level_weights(*reading, splits[reference], tokenizer, preprocess, device)
             arrays |= {f"alsn/{reference}/visual": visual, f"alsn/{reference}/language": language}
+    if settings.get("teacher_pyramid") and experiment.evaluation.retrieval:
+        reference = experiment.evaluation.retrieval[0]
+        measured["levels"] = level_report(*reading, home / "stages", splits[reference], tokenizer, preprocess, device)
+        if f"alsn/{reference}/visual" in arrays:
+            strata = arrays[f"retrieval/{reference}/stratum"]
+            levels = settings["stage"]["visual_levels"], settings["stage"]["language_levels"]
+            measured["levels"]["weights"] = {
+                tower: weights_by_stratum(arrays[f"alsn/{reference}/{tower}"], names, strata)
+                for tower, names in zip(("visual", "language"), levels, strict=True)
+            }
 
     target = home / "metrics" / f"{run.directory}.json"
     _save_arrays(target.with_suffix(".npz"), arrays)
@@ -64,7 +85,7 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
         {
             "run": run.name,
             "seed": run.seed,
-            "metrics": evaluation.metrics,
+            "metrics": measured,
             "per_query": {"file": target.with_suffix(".npz").name, "sha256": sha256_of(target.with_suffix(".npz"))},
             "provenance": collect(
                 started,
@@ -122,6 +143,70 @@ def level_weights(
         visual.append(weights[0].cpu().numpy())
         language.append(weights[1].cpu().numpy())
     return np.concatenate(visual), np.concatenate(language)
+
+
+@torch.no_grad()
+def level_report(
+    model: torch.nn.Module,
+    settings: dict[str, Any],
+    objective_file: Path,
+    stages: Path,
+    split: Split,
+    tokenizer: Any,
+    preprocess: Any,
+    device: str,
+) -> dict[str, Any]:
+    """How the levels of student and teacher differ, on every picture of a split with its first caption.
+
+    Returns:
+        For ``student`` and ``teacher`` the CKA between every two levels of a modality and the accuracy in percent of each
+        pair of levels among `BATCH` pairs, both directions averaged (a last incomplete batch left out, unless it is the only
+        one); for ``both`` the CKA of the student's level and the teacher's.
+    """
+    tapped = towers.Tapped(model).to(device).eval()
+    stage = StageConfig.model_validate(settings["stage"])
+    above = towers.Tapped(towers.load(stages / settings["teacher"] / MODEL))
+    surroundings = Surroundings(stage, settings["method"], tapped.shapes(), above.shapes(), settings["pyramid"])
+    built: Any = objectives.build(settings["method"]["method"], surroundings)
+    load_objective(built, objective_file)
+    built = built.to(device).eval()
+    pyramid = load_pyramid(stages / settings["teacher_pyramid"] / OBJECTIVE, above.shapes(), settings["pyramid"])
+    adapter = towers.Adapter(towers.preprocess_of(model), towers.preprocess_of(above.model))
+    teacher = Teacher(above, pyramid, stage, taps=True, grid=built.grid, adapter=adapter).to(device)
+    partners = dict(zip(VISUAL, LANGUAGE, strict=True))
+    pairs = [(v, partners[v]) for v in stage.visual_levels if partners[v] in stage.language_levels]
+    features: dict[str, dict[str, list[np.ndarray]]] = {side: {} for side in ("student", "teacher")}
+    accuracy: dict[str, dict[str, list[float]]] = {side: {f"{v}-{w}": [] for v, w in pairs} for side in features}
+    for first in range(0, len(split), BATCH):
+        samples = [split.read(index) for index in range(first, min(first + BATCH, len(split)))]
+        images = torch.stack([preprocess(decode_image(sample.image)) for sample in samples]).to(device)
+        tokens = tokenizer([sample.captions[0] for sample in samples]).to(device)
+        for side, levels in (("student", built.levels(tapped(images, tokens))), ("teacher", teacher(images, tokens).pyramid)):
+            for names, vectors in ((stage.visual_levels, levels.pooled), (stage.language_levels, levels.language)):
+                for index, name in enumerate(names):
+                    features[side].setdefault(name, []).append(vectors[:, index].float().cpu().numpy())
+            if len(samples) < BATCH < len(split):
+                continue
+            similarities = built.similarities({name: value for name, value in vars(levels).items() if name != "maps"})
+            for v, w in pairs:
+                row, column = stage.visual_levels.index(v), stage.language_levels.index(w)
+                found = [in_batch_accuracy(direction[row, column].float().cpu().numpy()) for direction in similarities]
+                accuracy[side][f"{v}-{w}"].append(float(np.mean(found)))
+    joined = {side: {name: np.concatenate(parts) for name, parts in levels.items()} for side, levels in features.items()}
+    report: dict[str, Any] = {}
+    for side, levels in joined.items():
+        cka = {
+            tower: cka_between({name: levels[name] for name in names})
+            for tower, names in (("visual", stage.visual_levels), ("language", stage.language_levels))
+        }
+        report[side] = {
+            "cka": {**cka["visual"], **cka["language"]},
+            "mean_cka": {tower: float(np.mean(list(values.values()))) for tower, values in cka.items() if values},
+            "accuracy": {pair: float(np.mean(values)) for pair, values in accuracy[side].items()},
+        }
+    alike = {name: linear_cka(joined["student"][name], joined["teacher"][name]) for name in joined["student"]}
+    report["both"] = {"cka": alike, "mean_cka": float(np.mean(list(alike.values())))}
+    return report
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -137,6 +137,15 @@ class Metrics:
             )
         return float(value), file.parent(("metrics", *keys))
 
+    def has(self, run: str, seed: int, keys: Sequence[str], cell: str) -> bool:
+        """Whether a file has anything at ``keys`` below ``metrics``."""
+        value: Any = self.file(run, seed, cell).content["metrics"]
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                return False
+            value = value[key]
+        return True
+
     def text(self, run: str, seed: int, keys: Sequence[str], cell: str) -> str:
         """One non-empty text below ``metrics``."""
         file = self.file(run, seed, cell)

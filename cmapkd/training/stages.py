@@ -179,9 +179,9 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
     if teacher_model is not None and objective.needs_teacher:
         pyramid = None
         if settings["teacher_pyramid"]:
-            pyramid = Pyramid(teacher_model.shapes(), **settings["pyramid"])
-            weights = load_file(stages / settings["teacher_pyramid"] / OBJECTIVE)
-            pyramid.load_state_dict({name.removeprefix("pyramid."): value for name, value in weights.items()})
+            pyramid = load_pyramid(
+                stages / settings["teacher_pyramid"] / OBJECTIVE, teacher_model.shapes(), settings["pyramid"]
+            )
         prompts = None
         if settings.get("teacher_prompts"):
             prompts = load_prompts(stages / settings["teacher_prompts"] / OBJECTIVE, teacher_model.shapes())
@@ -197,6 +197,13 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
             towers.Adapter(towers.preprocess_of(raw), towers.preprocess_of(teacher_model.model)),
         )
     return Prepared(module, teacher, stage, towers.tokenizer_of(architecture["name"]), towers.preprocess_of(raw))
+
+
+def load_pyramid(path: Path, shapes: towers.TapShapes, sizes: Mapping[str, Any]) -> Pyramid:
+    """The pyramid that a stage fitted for a model of these shapes."""
+    pyramid = Pyramid(shapes, **sizes)
+    pyramid.load_state_dict({name.removeprefix("pyramid."): value for name, value in load_file(path).items()})
+    return pyramid
 
 
 def load_prompts(path: Path, shapes: towers.TapShapes) -> Prompts:

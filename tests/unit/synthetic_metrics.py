@@ -85,6 +85,23 @@ def metrics_of(level: float, *, teacher: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def levels_of(level: float) -> dict[str, Any]:
+    """What is reported of the levels of a pyramid and of ALSN's weights."""
+    pairs = ("P2-L1", "P3-L2", "P4-L3", "P5-L4")
+    sides = {
+        side: {
+            "accuracy": {pair: level + place + shift for place, pair in enumerate(pairs)},
+            "mean_cka": {"visual": 0.9, "language": 0.4},
+        }
+        for side, shift in (("student", 0), ("teacher", 9))
+    }
+    weights = {
+        tower: {"all": {"entropy_share": 0.95, "mean": {f"{letter}{place + first}": 0.1 * (place + 1) for place in range(4)}}}
+        for tower, letter, first in (("visual", "P", 2), ("language", "L", 1))
+    }
+    return {**sides, "both": {"mean_cka": 0.6}, "weights": weights}
+
+
 def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:
     """Per-query arrays: a margin for each picture and, with ALSN, weights that lean on the coarse level of easy samples."""
     generator = np.random.default_rng(7)
@@ -135,6 +152,8 @@ def write_metrics(
             "command": f"cmapkd evaluate {run} {seed}",
         },
     }
+    if alsn:
+        content["metrics"]["levels"] = levels_of(level)  # type: ignore[index]
     if edit is not None:
         edit(content)
     write_json(path, content)

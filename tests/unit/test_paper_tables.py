@@ -443,3 +443,42 @@ def test_a_damaged_tuned_file_is_refused(tmp_path: Path, edit: Callable[[dict[st
     with pytest.raises(UserError, match=reason) as caught:
         compute_table("tuned", setting, Metrics(setting))
     assert caught.value.key == str(setting.tuned_file)
+
+
+# ---- appendix: levels -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_levels_reads_runs_with_a_pyramid_and_their_teacher(tmp_path: Path) -> None:
+    setting = context(tmp_path)
+    write_all(setting)
+    table = build_table("levels", setting)
+    assert [row.key for row in table.rows] == ["Teacher's pyramid", "CMAPKD"]
+    student, teacher = table.cells["CMAPKD"], table.cells["Teacher's pyramid"]
+    file = setting.metric_file("CMAPKD", setting.seeds[0])
+    assert student["P2-L1"].parents[0].keys == ("metrics", "levels", "student", "accuracy", "P2-L1")
+    assert teacher["P2-L1"].value == pytest.approx(student["P2-L1"].value + 9)
+    assert (student["cka_visual"].value, student["alike"].value) == (0.9, 0.6)
+    assert [student[f"weight_L{place}"].value for place in range(1, 5)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert "alike" not in teacher and "weight_P2" not in teacher
+    assert student["P2-L1"].parents[0].sha256 == sha256_of(file)
+
+
+def test_levels_that_a_run_lacks_are_left_blank_and_wrong_ones_refused(tmp_path: Path) -> None:
+    setting = context(tmp_path)
+    write_all(setting)
+
+    def top_alone(content: dict[str, Any]) -> None:
+        levels = content["metrics"]["levels"]
+        for side in ("student", "teacher"):
+            levels[side] = {"accuracy": {"P5-L4": 12.5}, "mean_cka": {}}
+        del levels["weights"]
+
+    for seed in setting.seeds:
+        write_metrics(setting, "CMAPKD", seed, 23.0, alsn=True, edit=top_alone)
+    table = compute_table("levels", setting, Metrics(setting))
+    assert set(table.cells["CMAPKD"]) == {"P5-L4", "alike"}
+    render_table(table)
+    edit = lambda content: content["metrics"]["levels"]["both"].update(mean_cka=1.5)  # noqa: E731
+    write_metrics(setting, "CMAPKD", setting.seeds[0], 23.0, alsn=True, edit=edit)
+    with pytest.raises(UserError, match=r"mean_cka is 1\.5, outside 0 to 1 \(needed for levels / CMAPKD / alike"):
+        compute_table("levels", setting, Metrics(setting))

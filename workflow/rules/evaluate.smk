@@ -5,6 +5,7 @@ rule evaluate:
     input:
         run=rules.collect.output,
         data=parts.evaluation_inputs(EXPERIMENT, HOME),
+        levels=lambda wildcards: parts.level_inputs(PLAN, HOME, f"{wildcards.run}/{wildcards.seed}"),
     output:
         metrics=f"{HOME}/metrics/{{run}}/{{seed}}.json",
         arrays=f"{HOME}/metrics/{{run}}/{{seed}}.npz",

@@ -21,6 +21,7 @@ TABLES = {
     "table3": "cmapkd.paper.tables.vqa_zeroshot",
     "table4": "cmapkd.paper.tables.ablation",
     "table5": "cmapkd.paper.tables.efficiency",
+    "levels": "cmapkd.paper.tables.levels",
     "tuned": "cmapkd.paper.tables.tuned",
 }
 
