@@ -122,6 +122,7 @@ class TrainingConfig(Config):
         0,
         ge=0,
         le=3,
+        unit="retries",
         description="how often a training whose loss or gradient is not finite goes back to the checkpoint before and on at "
         "half the learning rates (told in its `stage.json`); 0 stops it at once",
     )

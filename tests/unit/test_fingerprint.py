@@ -65,7 +65,7 @@ def test_the_loop_takes_this_fingerprint() -> None:
         ("objectives/kd.py", {"kd"}),
         ("objectives/scratch.py", {"scratch"}),
         ("objectives/terms/relation.py", {"cmapkd"}),
-        ("objectives/terms/alignment.py", {"cmapkd"}),
+        ("objectives/terms/alignment.py", {"cmapkd", "teacher_pyramid"}),
         ("objectives/terms/intra.py", {"cmapkd"}),
         ("objectives/terms/features.py", {"fitnet"}),
         ("objectives/terms/ranking.py", {"c2kd"}),
