@@ -22,6 +22,8 @@ HEAD = """# Written by `cmapkd tune`; do not edit. The key `tuned` of an experim
 def write_record(experiment: ExperimentConfig, folder: Path, out: Path, search: dict[str, Any]) -> None:
     """Write ``out`` from the journal in ``folder``: every search of the experiment with a finished trial.
 
+    Entries of ``out`` whose search is not in this journal (made on another machine, or before results were deleted) stay.
+
     Args:
         experiment: names the searches and gives their order.
         folder: of the journal.
@@ -32,16 +34,27 @@ def write_record(experiment: ExperimentConfig, folder: Path, out: Path, search: 
         storage = open_storage(folder)
         prefix = f"{experiment.name}/"
         names = [name.removeprefix(prefix) for name in optuna.get_all_study_names(storage) if name.startswith(prefix)]
-        order = list(experiment.runs)
-        names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
-        runs = {}
+        runs = _kept(out, experiment.name)
         for name in names:
             study = optuna.load_study(study_name=prefix + name, storage=storage)
             trials = finished(study, study.user_attrs["trials"])
             if trials:
                 runs[name] = _run(study, trials, search)
-        content = {"experiment": experiment.name, "search": search, "runs": runs}
+        order = list(experiment.runs)
+        ranked = sorted(runs, key=lambda name: (order.index(name) if name in order else len(order), name))
+        content = {"experiment": experiment.name, "search": search, "runs": {name: runs[name] for name in ranked}}
         write_atomic(out, HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _kept(out: Path, experiment: str) -> dict[str, Any]:
+    """Entries of the file as it is."""
+    try:
+        content = yaml.safe_load(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(content, dict) or content.get("experiment") != experiment or not isinstance(content.get("runs"), dict):
+        return {}
+    return dict(content["runs"])
 
 
 def _run(study: optuna.Study, trials: list[FrozenTrial], search: dict[str, Any]) -> dict[str, Any]:

@@ -242,6 +242,19 @@ def test_record_holds_best_values_and_all_trials(tmp_path: Path) -> None:
     assert (kd["commit"], kd["dirty"], kd["data"], kd["config"]) == ("abc", False, {"d": "1"}, "a")
 
 
+def test_record_keeps_searches_of_another_journal(tmp_path: Path) -> None:
+    out, reader = tmp_path / "out.yaml", experiment(KD={"method": "kd"})
+    tune(task(), tmp_path / "here", score)
+    write_record(reader, tmp_path / "here", out, SEARCH)
+    tune(task(run="Part", trials=3), tmp_path / "elsewhere", score)
+    before = yaml.safe_load(out.read_text())["runs"]
+    write_record(reader, tmp_path / "elsewhere", out, SEARCH)
+    after = yaml.safe_load(out.read_text())["runs"]
+    assert list(after) == ["KD", "Part"] and after["KD"] == before["KD"]
+    write_record(reader.model_copy(update={"name": "other"}), tmp_path / "elsewhere", out, SEARCH)
+    assert list(yaml.safe_load(out.read_text())["runs"]) == [], "another experiment's entries do not stay"
+
+
 def test_every_run_gets_as_many_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = experiment(KD={"method": "kd"}, Scratch={"method": "scratch"}, tuning={"trials": 3})
     ran: list[str] = []
