@@ -8,15 +8,16 @@ from typing import Any
 
 from cmapkd.config.methods import MethodConfig
 from cmapkd.config.schema import ExperimentConfig
+from cmapkd.config.tuning import PLACES
 from cmapkd.paper.context import PaperContext, PaperRun, PaperStage
-from cmapkd.plan import CONFIG, REPOSITORY, TEACHER
+from cmapkd.plan import CONFIG, TEACHER
 from cmapkd.runs import teacher_seed
 
 
 def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path | None = None) -> PaperContext:
     """The experiment as the paper sees it: names, order, splits and labels."""
     evaluation, paper = experiment.evaluation, experiment.paper
-    tuned = getattr(experiment, "tuned", None)
+    tuned = experiment.tuned
     return PaperContext(
         name=experiment.name,
         results=results / experiment.name,
@@ -47,9 +48,10 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
 
 
 def _tuned_file(name: str, config_file: Path | None) -> Path:
-    """The file of tuned values: beside the experiment's file if it is there, else in the repository."""
-    beside = config_file.absolute().parent / name if config_file is not None else None
-    return beside if beside is not None and beside.is_file() else REPOSITORY / name
+    """The file of tuned values: beside the experiment's file if it is there, else where the configuration looks for it."""
+    beside = (config_file.absolute().parent,) if config_file is not None else ()
+    places = [place / name for place in (*beside, *PLACES)]
+    return next((place for place in places if place.is_file()), places[-1])
 
 
 def _run(experiment: ExperimentConfig, name: str, method: Any) -> PaperRun:
