@@ -13,6 +13,7 @@ import numpy as np
 
 Array = np.ndarray
 BATCH = 128  # pictures among which a level has to find its own text
+KEPT = 500  # pictures of which the pooled levels are kept, for a map of them
 
 
 def linear_cka(x: Array, y: Array) -> float:

@@ -14,11 +14,11 @@ from cmapkd.config.methods import StageConfig
 from cmapkd.data.shards import read_manifest
 from cmapkd.data.split import Split
 from cmapkd.data.transforms import EvaluationTransform, decode_image
+from cmapkd.evaluation.curves import read_curves
 from cmapkd.evaluation.evaluate import evaluate_model
-from cmapkd.evaluation.levels import BATCH, cka_between, in_batch_accuracy, linear_cka, weights_by_stratum
+from cmapkd.evaluation.levels import BATCH, KEPT, cka_between, in_batch_accuracy, linear_cka, weights_by_stratum
 from cmapkd.files import digest, read_json, sha256_of, write_atomic, write_json
 from cmapkd.models import towers
-from cmapkd.models.pyramid import LANGUAGE, VISUAL
 from cmapkd.objectives.base import Surroundings
 from cmapkd.plan import Plan
 from cmapkd.provenance import Start, collect
@@ -68,7 +68,8 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
             arrays |= {f"alsn/{reference}/visual": visual, f"alsn/{reference}/language": language}
     if settings.get("teacher_pyramid") and experiment.evaluation.retrieval:
         reference = experiment.evaluation.retrieval[0]
-        measured["levels"] = level_report(*reading, home / "stages", splits[reference], tokenizer, preprocess, device)
+        measured["levels"], found = level_report(*reading, home / "stages", splits[reference], tokenizer, preprocess, device)
+        arrays |= {f"levels/{reference}/{name}": array for name, array in found.items()}
         if f"alsn/{reference}/visual" in arrays:
             strata = arrays[f"retrieval/{reference}/stratum"]
             levels = settings["stage"]["visual_levels"], settings["stage"]["language_levels"]
@@ -77,6 +78,10 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
                 for tower, names in zip(("visual", "language"), levels, strict=True)
             }
 
+    for place, address in enumerate(run.stages):
+        stage = plan.stages[address].settings.get("stage", {}).get("name") or plan.stages[address].label
+        curves = read_curves(home / "stages" / address / "log.jsonl")
+        arrays |= {f"curves/{place}/{stage}/{name}": values for name, values in curves.items()}
     target = home / "metrics" / f"{run.directory}.json"
     _save_arrays(target.with_suffix(".npz"), arrays)
     datasets = dict.fromkeys(reference.partition("/")[0] for reference in references)
@@ -155,13 +160,16 @@ def level_report(
     tokenizer: Any,
     preprocess: Any,
     device: str,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """How the levels of student and teacher differ, on every picture of a split with its first caption.
 
     Returns:
-        For ``student`` and ``teacher`` the CKA between every two levels of a modality and the accuracy in percent of each
-        pair of levels among `BATCH` pairs, both directions averaged (a last incomplete batch left out, unless it is the only
-        one); for ``both`` the CKA of the student's level and the teacher's.
+        A report: for ``student`` and ``teacher`` the CKA between every two levels of a modality and the accuracy in percent
+        of each visual with each language level among `BATCH` pairs, both directions averaged (a last incomplete batch left
+        out, unless it is the only one); for ``both`` the CKA of the student's level and the teacher's. And arrays: of each
+        side (student, teacher) the similarity of a picture's visual levels to its caption's language levels,
+        ``<side>/similarity`` (n, visual, language) float16 with both directions averaged, and the pooled levels of the first
+        `KEPT` pictures, ``<side>/<level>`` (k, C) float16.
     """
     tapped = towers.Tapped(model).to(device).eval()
     stage = StageConfig.model_validate(settings["stage"])
@@ -173,10 +181,10 @@ def level_report(
     pyramid = load_pyramid(stages / settings["teacher_pyramid"] / OBJECTIVE, above.shapes(), settings["pyramid"])
     adapter = towers.Adapter(towers.preprocess_of(model), towers.preprocess_of(above.model))
     teacher = Teacher(above, pyramid, stage, taps=True, grid=built.grid, adapter=adapter).to(device)
-    partners = dict(zip(VISUAL, LANGUAGE, strict=True))
-    pairs = [(v, partners[v]) for v in stage.visual_levels if partners[v] in stage.language_levels]
+    pairs = [(v, w) for v in stage.visual_levels for w in stage.language_levels]
     features: dict[str, dict[str, list[np.ndarray]]] = {side: {} for side in ("student", "teacher")}
     accuracy: dict[str, dict[str, list[float]]] = {side: {f"{v}-{w}": [] for v, w in pairs} for side in features}
+    similar: dict[str, list[np.ndarray]] = {side: [] for side in features}
     for first in range(0, len(split), BATCH):
         samples = [split.read(index) for index in range(first, min(first + BATCH, len(split)))]
         images = torch.stack([preprocess(decode_image(sample.image)) for sample in samples]).to(device)
@@ -185,9 +193,11 @@ def level_report(
             for names, vectors in ((stage.visual_levels, levels.pooled), (stage.language_levels, levels.language)):
                 for index, name in enumerate(names):
                     features[side].setdefault(name, []).append(vectors[:, index].float().cpu().numpy())
+            similarities = built.similarities({name: value for name, value in vars(levels).items() if name != "maps"})
+            own = torch.stack([direction.diagonal(dim1=-2, dim2=-1) for direction in similarities]).mean(0)  # (v, w, b)
+            similar[side].append(own.movedim(-1, 0).cpu().numpy().astype(np.float16))
             if len(samples) < BATCH < len(split):
                 continue
-            similarities = built.similarities({name: value for name, value in vars(levels).items() if name != "maps"})
             for v, w in pairs:
                 row, column = stage.visual_levels.index(v), stage.language_levels.index(w)
                 found = [in_batch_accuracy(direction[row, column].float().cpu().numpy()) for direction in similarities]
@@ -206,7 +216,10 @@ def level_report(
         }
     alike = {name: linear_cka(joined["student"][name], joined["teacher"][name]) for name in joined["student"]}
     report["both"] = {"cka": alike, "mean_cka": float(np.mean(list(alike.values())))}
-    return report
+    arrays = {f"{side}/similarity": np.concatenate(parts) for side, parts in similar.items()}
+    for side, levels in joined.items():
+        arrays |= {f"{side}/{name}": vectors[:KEPT].astype(np.float16) for name, vectors in levels.items()}
+    return report, arrays
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
