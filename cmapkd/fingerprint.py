@@ -34,6 +34,12 @@ def fingerprint(*modules: str, length: int = 16) -> str:
     return hasher.hexdigest()[:length]
 
 
+def evaluation_code(method: str) -> str:
+    """Digest of the code that measures a run of ``method``: evaluation, and the objective whose modules it may need."""
+    modules = ("cmapkd.evaluation.run",)
+    return fingerprint(*modules, *(() if method == "pretrained" else (f"cmapkd.objectives.{method}",)))
+
+
 def _closure(modules: tuple[str, ...]) -> set[str]:
     found: set[str] = set()
     waiting = list(modules)

@@ -11,7 +11,7 @@ import yaml
 
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, sha256_of, write_atomic
-from cmapkd.fingerprint import fingerprint
+from cmapkd.fingerprint import evaluation_code, fingerprint
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.figures import FIGURES
 from cmapkd.paper.tables import TABLES
@@ -73,14 +73,8 @@ def level_inputs(plan: Plan, home: str, directory: str) -> list[str]:
 
 def evaluation_params(plan: Plan, directory: str) -> dict[str, str]:
     """Configuration and code that a run's metrics depend on."""
-    modules = ["cmapkd.evaluation.run"]
     method = plan.stages[find_run(plan, directory).stages[-1]].method
-    if method != "pretrained":
-        modules.append(f"cmapkd.objectives.{method}")
-    return {
-        "config": digest(plan.experiment.evaluation.model_dump(mode="json"), 16),
-        "code": fingerprint(*modules),
-    }
+    return {"config": digest(plan.experiment.evaluation.model_dump(mode="json"), 16), "code": evaluation_code(method)}
 
 
 def evaluation_inputs(experiment: ExperimentConfig, home: str) -> list[str]:

@@ -18,6 +18,7 @@ from cmapkd.evaluation.curves import read_curves
 from cmapkd.evaluation.evaluate import evaluate_model
 from cmapkd.evaluation.levels import BATCH, KEPT, cka_between, in_batch_accuracy, linear_cka, weights_by_stratum
 from cmapkd.files import digest, read_json, sha256_of, write_atomic, write_json
+from cmapkd.fingerprint import evaluation_code
 from cmapkd.models import towers
 from cmapkd.objectives.base import Surroundings
 from cmapkd.plan import Plan
@@ -92,7 +93,8 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
             "seed": run.seed,
             "metrics": measured,
             "per_query": {"file": target.with_suffix(".npz").name, "sha256": sha256_of(target.with_suffix(".npz"))},
-            "provenance": collect(
+            "provenance": {"evaluation_code": evaluation_code(plan.stages[run.stages[-1]].method)}
+            | collect(
                 started,
                 config_digest=digest({"evaluation": experiment.evaluation.model_dump(mode="json"), "stages": list(run.stages)}),
                 data_digests={dataset: read_manifest(home / "data" / dataset)["digest"] for dataset in datasets},
