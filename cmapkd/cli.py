@@ -174,6 +174,15 @@ def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
         typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
 
 
+@paper_app.command("keep")
+def paper_keep(directory: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Copy what was measured, with its provenance, to a folder that a repository can hold, and write its page of tables."""
+    from cmapkd.paper.markdown import keep_results
+
+    kept = keep_results(_paper(experiment, results), directory)
+    typer.echo(f"{len(kept)} files in {directory}")
+
+
 @app.command("trace")
 def trace(table: str, row: str, column: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """Where a number of a table comes from: runs, code, data, machine, and the command that recomputes it."""

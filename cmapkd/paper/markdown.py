@@ -1,0 +1,121 @@
+"""Results to keep in a repository: metric files with their provenance, and the tables as a page of Markdown.
+
+Everything is copied or rendered from what an experiment made; nothing is computed anew. A reader sees the numbers without
+running anything, and the digests in the tables' JSON are those of the metric files kept beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmapkd.errors import UserError
+from cmapkd.files import atomic_path, write_atomic
+from cmapkd.paper.build import read_part
+from cmapkd.paper.cells import number_of
+from cmapkd.paper.context import TEACHER, PaperContext
+from cmapkd.paper.metrics import Metrics
+
+ARROWS = {"up": " ↑", "down": " ↓", "": ""}
+LARGEST = 2_000_000  # [bytes] of one file that is kept
+
+
+def keep_results(context: PaperContext, directory: Path) -> list[Path]:
+    """Copy the metric files and the JSON of tables and figures to ``directory`` and write its ``README.md``.
+
+    Returns:
+        The files, relative to ``directory``.
+
+    Raises:
+        UserError: a metric file, a table or a figure is missing or damaged.
+    """
+    metrics = Metrics(context)
+    names = [*context.all_tables, *context.figures]
+    parts = {name: read_part(context, name) for name in names}
+    files = [metrics.file(TEACHER, context.teacher_seed, "results to keep").path]
+    files += [metrics.file(run.name, seed, "results to keep").path for run in context.runs for seed in context.seeds]
+    files += [context.paper / f"{name}.json" for name in names]
+    files += [path for path in (context.results / "experiment.yaml", context.paper / "numbers.tex") if path.is_file()]
+    kept = []
+    for path in files:
+        relative = path.relative_to(context.results)
+        if path.stat().st_size > LARGEST:
+            raise UserError(
+                key=str(path), reason=f"is larger than {LARGEST // 1_000_000} MB", fix="do not keep it in a repository"
+            )
+        with atomic_path(directory / relative) as target:
+            shutil.copyfile(path, target)
+        kept.append(relative)
+    page = render_page(context, metrics, [parts[name] for name in context.all_tables])
+    write_atomic(directory / "README.md", page)
+    return [*kept, Path("README.md")]
+
+
+def render_page(context: PaperContext, metrics: Metrics, tables: Sequence[Mapping[str, Any]]) -> str:
+    """The page: what was run, with which code and data, and every table."""
+    files = [metrics.file(TEACHER, context.teacher_seed, "README.md")]
+    files += [metrics.file(run.name, seed, "README.md") for run in context.runs for seed in context.seeds]
+    commits = sorted({f"`{str(f.provenance.get('commit'))[:12]}`{_dirty(f.provenance)}" for f in files})
+    data = sorted({f"{name} `{str(value)[:12]}`" for f in files for name, value in f.provenance["data_digests"].items()})
+    stages = {stage["address"]: stage for f in files for stage in f.provenance["stages"] if isinstance(stage, Mapping)}
+    trained = sorted({f"`{str(stage.get('commit'))[:12]}`{_dirty(stage)}" for stage in stages.values()})
+    hours = sum(float(stage.get("wall_seconds", 0)) for stage in stages.values()) / 3600
+    lines = [
+        f"# Results of `{context.name}`",
+        "",
+        f"Written by `cmapkd paper keep`; do not edit. Seeds {', '.join(map(str, context.seeds))}. "
+        f"Evaluated by {', '.join(commits)}; trained by {', '.join(trained)}: {len(stages)} trainings, {hours:.1f} "
+        "hours in all. "
+        f"Data: {', '.join(data)}.",
+        "",
+        "`metrics/<run>/<seed>.json` holds everything that was measured on a run, with its provenance; `paper/<table>.json` "
+        "holds each table at full precision, every cell with the metric files (by SHA-256) that it comes from. "
+        "Per-query arrays and weights are not kept.",
+    ]
+    for table in tables:
+        lines += ["", *markdown_table(table)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(table: Mapping[str, Any]) -> list[str]:
+    """A table's JSON as lines of Markdown, one pipe table for each panel."""
+    name = str(table["table"])
+    heading = (
+        f"Table {name.removeprefix('table')}: {table['title']}" if name.removeprefix("table").isdigit() else table["title"]
+    )
+    lines = [f"## {heading}", "", _plain(table["caption"])]
+    panels = list(dict.fromkeys(column["panel"] for column in table["columns"]))
+    for panel in panels:
+        columns = [column for column in table["columns"] if column["panel"] == panel]
+        if panel:
+            lines += ["", f"**{_plain(panel)}**"]
+        heads = [_plain(" ".join(filter(None, (c["group"], c["header"])))) + ARROWS[c["direction"]] for c in columns]
+        lines += ["", "| " + " | ".join(["", *heads]) + " |", "|" + "---|" * (len(columns) + 1)]
+        for row in table["rows"]:
+            cells = [_cell(table, row["row"], column) for column in columns]
+            lines.append("| " + " | ".join([_plain(row["label"]), *cells]) + " |")
+    return lines
+
+
+def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any]) -> str:
+    text = table.get("texts", {}).get(row, {}).get(column["column"])
+    if text is not None:
+        return _plain(text["text"])
+    cell = table["cells"].get(row, {}).get(column["column"])
+    if cell is None:
+        return "–"
+    decimals = column["decimals"]
+    value = number_of(cell["value"], decimals)
+    shown = value if cell["std"] is None else f"{value} ± {number_of(cell['std'], decimals)}"
+    return f"planned {shown}" if column.get("planned") else shown
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "\\|").replace(os.linesep, "; ").replace("\n", "; ")
+
+
+def _dirty(record: Mapping[str, Any]) -> str:
+    return " with uncommitted changes" if record.get("dirty") is True else ""
