@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 Array = np.ndarray
 BATCH = 128  # pictures among which a level has to find its own text
@@ -61,4 +62,25 @@ def weights_by_stratum(weights: Array, names: Sequence[str], strata: Array) -> d
     for stratum in np.unique(strata):
         if stratum:
             found[str(stratum)] = weight_statistics(weights[strata == stratum], names)
+    return found
+
+
+def follows_distance(weights: Array, distances: Array, names: Sequence[str]) -> dict[str, Any]:
+    """Whether weights follow what is easy to match: level weights and distances to the teacher, (n, levels) of the same samples.
+
+    Returns:
+        ``easiest``: share of the samples whose largest weight is on the level that is nearest to the teacher's, ``farthest``
+        the same of the farthest one (chance: one in the number of levels); ``rho``: by level, Spearman's correlation over
+        samples of weight and distance, left out where one of them is constant.
+    """
+    top = weights.argmax(axis=1)
+    found: dict[str, Any] = {
+        "easiest": float(np.mean(top == distances.argmin(axis=1))),
+        "farthest": float(np.mean(top == distances.argmax(axis=1))),
+        "rho": {},
+    }
+    for place, name in enumerate(names):
+        weight, distance = weights[:, place], distances[:, place]
+        if np.ptp(weight) > 0 and np.ptp(distance) > 0:
+            found["rho"][name] = float(spearmanr(weight, distance).statistic)
     return found

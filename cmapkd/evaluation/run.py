@@ -16,7 +16,15 @@ from cmapkd.data.split import Split
 from cmapkd.data.transforms import EvaluationTransform, decode_image
 from cmapkd.evaluation.curves import read_curves
 from cmapkd.evaluation.evaluate import evaluate_model
-from cmapkd.evaluation.levels import BATCH, KEPT, cka_between, in_batch_accuracy, linear_cka, weights_by_stratum
+from cmapkd.evaluation.levels import (
+    BATCH,
+    KEPT,
+    cka_between,
+    follows_distance,
+    in_batch_accuracy,
+    linear_cka,
+    weights_by_stratum,
+)
 from cmapkd.files import digest, read_json, sha256_of, write_atomic, write_json
 from cmapkd.fingerprint import evaluation_code
 from cmapkd.models import towers
@@ -76,6 +84,10 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
             levels = settings["stage"]["visual_levels"], settings["stage"]["language_levels"]
             measured["levels"]["weights"] = {
                 tower: weights_by_stratum(arrays[f"alsn/{reference}/{tower}"], names, strata)
+                for tower, names in zip(("visual", "language"), levels, strict=True)
+            }
+            measured["levels"]["follows"] = {
+                tower: follows_distance(arrays[f"alsn/{reference}/{tower}"], found[f"distance/{tower}"], names)
                 for tower, names in zip(("visual", "language"), levels, strict=True)
             }
 
@@ -168,8 +180,9 @@ def level_report(
     Returns:
         A report: for ``student`` and ``teacher`` the CKA between every two levels of a modality and the accuracy in percent
         of each visual with each language level among `BATCH` pairs, both directions averaged (a last incomplete batch left
-        out, unless it is the only one); for ``both`` the CKA of the student's level and the teacher's. And arrays: of each
-        side (student, teacher) the similarity of a picture's visual levels to its caption's language levels,
+        out, unless it is the only one); for ``both`` the CKA of the student's level and the teacher's, and their mean distance
+        in the intra-modal loss. And arrays: that distance of every sample, ``distance/<tower>`` (n, levels); of each side
+        (student, teacher) the similarity of a picture's visual levels to its caption's language levels,
         ``<side>/similarity`` (n, visual, language) float16 with both directions averaged, and the pooled levels of the first
         `KEPT` pictures, ``<side>/<level>`` (k, C) float16.
     """
@@ -187,11 +200,15 @@ def level_report(
     features: dict[str, dict[str, list[np.ndarray]]] = {side: {} for side in ("student", "teacher")}
     accuracy: dict[str, dict[str, list[float]]] = {side: {f"{v}-{w}": [] for v, w in pairs} for side in features}
     similar: dict[str, list[np.ndarray]] = {side: [] for side in features}
+    distances: dict[str, list[np.ndarray]] = {"visual": [], "language": []}
     for first in range(0, len(split), BATCH):
         samples = [split.read(index) for index in range(first, min(first + BATCH, len(split)))]
         images = torch.stack([preprocess(decode_image(sample.image)) for sample in samples]).to(device)
         tokens = tokenizer([sample.captions[0] for sample in samples]).to(device)
-        for side, levels in (("student", built.levels(tapped(images, tokens))), ("teacher", teacher(images, tokens).pyramid)):
+        ours, theirs = built.levels(tapped(images, tokens)), teacher(images, tokens).pyramid
+        for tower, values in zip(distances, built.distances(ours, theirs), strict=True):
+            distances[tower].append(values.float().cpu().numpy())
+        for side, levels in (("student", ours), ("teacher", theirs)):
             for names, vectors in ((stage.visual_levels, levels.pooled), (stage.language_levels, levels.language)):
                 for index, name in enumerate(names):
                     features[side].setdefault(name, []).append(vectors[:, index].float().cpu().numpy())
@@ -219,6 +236,10 @@ def level_report(
     alike = {name: linear_cka(joined["student"][name], joined["teacher"][name]) for name in joined["student"]}
     report["both"] = {"cka": alike, "mean_cka": float(np.mean(list(alike.values())))}
     arrays = {f"{side}/similarity": np.concatenate(parts) for side, parts in similar.items()}
+    for tower, names in (("visual", stage.visual_levels), ("language", stage.language_levels)):
+        arrays[f"distance/{tower}"] = np.concatenate(distances[tower])
+        means = arrays[f"distance/{tower}"].mean(axis=0, dtype=np.float64)
+        report["both"].setdefault("distance", {}).update(zip(names, means.tolist(), strict=True))
     for side, levels in joined.items():
         arrays |= {f"{side}/{name}": vectors[:KEPT].astype(np.float16) for name, vectors in levels.items()}
     return report, arrays

@@ -67,3 +67,14 @@ def test_statistics_by_stratum() -> None:
     assert list(found) == ["all", "simple"]
     assert found["simple"]["mean"] == pytest.approx({"P4": 0.8, "P5": 0.2})
     assert found["all"]["largest"] == pytest.approx({"P4": 2 / 3, "P5": 1 / 3})
+
+
+def test_weights_that_follow_the_nearest_level() -> None:
+    distances = np.array([[0.1, 0.5], [0.2, 0.6], [0.9, 0.3], [0.4, 0.8]])
+    nearest = levels.follows_distance(1 - distances, distances, ("P4", "P5"))
+    assert (nearest["easiest"], nearest["farthest"]) == (1, 0)
+    assert nearest["rho"] == pytest.approx({"P4": -1, "P5": -1})
+    farthest = levels.follows_distance(distances, distances, ("P4", "P5"))
+    assert (farthest["easiest"], farthest["farthest"], farthest["rho"]["P5"]) == (0, 1, pytest.approx(1))
+    constant = levels.follows_distance(np.tile([0.7, 0.3], (4, 1)), distances, ("P4", "P5"))
+    assert constant["easiest"] == 0.75 and constant["rho"] == {}
