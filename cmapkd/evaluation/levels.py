@@ -66,7 +66,7 @@ def weights_by_stratum(weights: Array, names: Sequence[str], strata: Array) -> d
 
 
 def follows_distance(weights: Array, distances: Array, names: Sequence[str]) -> dict[str, Any]:
-    """Whether weights follow what is easy to match: level weights and distances to the teacher, (n, levels) of the same samples.
+    """Whether weights follow what is easy to match: level weights and distances to the teacher, (n, levels) each.
 
     Returns:
         ``easiest``: share of the samples whose largest weight is on the level that is nearest to the teacher's, ``farthest``
