@@ -181,6 +181,35 @@ class Metrics:
             ) from None
         return _cell(values, [origin, *(parent for _, parent in found)], recipe)
 
+    def combined(
+        self,
+        run: str,
+        keys: Sequence[Sequence[str]],
+        cell: str,
+        formula: Callable[[list[float]], float],
+        recipe: str,
+        bounds: Bounds | None = None,
+    ) -> Cell:
+        """Mean over seeds of ``formula`` of several numbers of one file; each number is a parent."""
+        values, parents = [], []
+        for seed in self.context.seeds_of(run):
+            found = [self.number(run, seed, path, cell, bounds) for path in keys]
+            values.append(formula([value for value, _ in found]))
+            parents += [parent for _, parent in found]
+        return _cell(values, parents, f"{recipe}, mean over seeds")
+
+    def names(self, run: str, seed: int, keys: Sequence[str], cell: str) -> list[str]:
+        """Names of what is at ``keys`` below ``metrics``, in the file's order.
+
+        Raises:
+            UserError: nothing is there, or a single value.
+        """
+        file = self.file(run, seed, cell)
+        value = _descend(file, keys, cell)
+        if not isinstance(value, dict):
+            raise _error(file.path, f"{' / '.join(keys)} is {value!r}, not a group of values", cell, "evaluate the run again")
+        return list(value)
+
     def difference(self, run: str, other: str, keys: Sequence[str], cell: str, bounds: Bounds | None = None) -> Cell:
         """Mean over seeds of a run's number minus that of another run at the same seed; both files are parents."""
         values, parents = [], []

@@ -95,11 +95,15 @@ def levels_of(level: float) -> dict[str, Any]:
         }
         for side, shift in (("student", 0), ("teacher", 9))
     }
-    weights = {
-        tower: {"all": {"entropy_share": 0.95, "mean": {f"{letter}{place + first}": 0.1 * (place + 1) for place in range(4)}}}
-        for tower, letter, first in (("visual", "P", 2), ("language", "L", 1))
-    }
-    return {**sides, "both": {"mean_cka": 0.6}, "weights": weights}
+    weights, follows = {}, {}
+    for tower, letter, first in (("visual", "P", 2), ("language", "L", 1)):
+        mean = {f"{letter}{place + first}": 0.1 * (place + 1) for place in range(4)}
+        deviation = {name: 0.01 * (place + 1) for place, name in enumerate(mean)}
+        of_all = {"entropy_share": 0.95, "mean": mean, "deviation": deviation}
+        fine = {**mean, f"{letter}{first + 1}": 0.26}
+        weights[tower] = {"all": of_all, "simple": of_all, "fine": {**of_all, "mean": fine}}
+        follows[tower] = {"easiest": 0.75, "farthest": 0.1, "rho": {}}
+    return {**sides, "both": {"mean_cka": 0.6}, "weights": weights, "follows": follows}
 
 
 def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:

@@ -471,7 +471,7 @@ def test_levels_that_a_run_lacks_are_left_blank_and_wrong_ones_refused(tmp_path:
         levels = content["metrics"]["levels"]
         for side in ("student", "teacher"):
             levels[side] = {"accuracy": {"P5-L4": 12.5}, "mean_cka": {}}
-        del levels["weights"]
+        del levels["weights"], levels["follows"]
 
     for seed in setting.seeds:
         write_metrics(setting, "CMAPKD", seed, 23.0, alsn=True, edit=top_alone)
@@ -482,3 +482,35 @@ def test_levels_that_a_run_lacks_are_left_blank_and_wrong_ones_refused(tmp_path:
     write_metrics(setting, "CMAPKD", setting.seeds[0], 23.0, alsn=True, edit=edit)
     with pytest.raises(UserError, match=r"mean_cka is 1\.5, outside 0 to 1 \(needed for levels / CMAPKD / alike"):
         compute_table("levels", setting, Metrics(setting))
+
+
+# ---- appendix: layer selection ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_the_layer_selection(tmp_path: Path) -> None:
+    changes = ("policy = manual", "manual_weights = [0.4, 0.3, 0.2, 0.1]")
+    fixed = PaperRun("searched", method="cmapkd", group="ablation", changes=changes)
+    setting = context(tmp_path, runs=(*RUNS, fixed))
+    write_all(setting)
+
+    def without(content: dict[str, Any]) -> None:
+        del content["metrics"]["levels"]["weights"], content["metrics"]["levels"]["follows"]
+
+    for seed in setting.seeds:
+        write_metrics(setting, "searched", seed, 20.0, alsn=True, edit=without)
+    table = build_table("alsn", setting)
+    assert [row.key for row in table.rows] == ["CMAPKD", "searched"]
+    cells = table.cells["CMAPKD"]
+    assert (cells["samples_visual"].value, cells["nearest_language"].value) == (0.04, 75)
+    assert cells["strata_visual"].value == pytest.approx(0.26 - 0.2)
+    assert {parent.keys[-1] for parent in cells["strata_visual"].parents} == {"P2", "P3", "P4", "P5"}
+    assert set(table.cells["searched"]) == {"mean_recall"}
+    assert "searched: [0.4, 0.3, 0.2, 0.1]" in table.caption
+    render_table(table)
+
+
+def test_without_learned_weights_there_is_no_table_of_them(tmp_path: Path) -> None:
+    setting = context(tmp_path, runs=RUNS[:2])
+    write_all(setting)
+    with pytest.raises(UserError, match="alsn needs a run with the policy alsn"):
+        compute_table("alsn", setting, Metrics(setting))

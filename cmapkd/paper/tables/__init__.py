@@ -22,6 +22,7 @@ TABLES = {
     "table4": "cmapkd.paper.tables.ablation",
     "table5": "cmapkd.paper.tables.efficiency",
     "levels": "cmapkd.paper.tables.levels",
+    "alsn": "cmapkd.paper.tables.alsn",
     "tuned": "cmapkd.paper.tables.tuned",
 }
 
