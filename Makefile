@@ -4,16 +4,18 @@
 PYTHON ?= python3
 CONFIG ?= config/mini.yaml
 CORES ?= all
+SEEDS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --configfile $(CONFIG)
+SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --configfile $(CONFIG) \
+  $(if $(SEEDS),--config seeds="[$(shell seq -s , 0 $$(($(SEEDS) - 1)))]")
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help setup paper test unit pipeline lint format clean-environment
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
-	@echo "variables: CONFIG=$(CONFIG) (experiment), CORES=$(CORES), PYTHON=$(PYTHON)"
+	@echo "variables: CONFIG=$(CONFIG) (experiment), CORES=$(CORES), PYTHON=$(PYTHON), SEEDS=$(SEEDS) (number of seeds, 0, 1, ...; empty: as CONFIG says)"
 
 setup: $(VENV)/.complete latex ## virtual environment with everything pinned, LaTeX where it can be installed
 
