@@ -76,18 +76,21 @@ def data_verify(dataset: str, experiment: Experiment = DEFAULT, results: Results
 
 @app.command("train")
 def train(
-    address: str,
+    stages: list[str],
     experiment: Experiment = DEFAULT,
     results: Results = RESULTS,
     threads: Annotated[int, typer.Option(help="CPU threads of each rank; 0: all")] = 0,
     ranks: Annotated[int, typer.Option(help="data-parallel processes on this machine; 0: as the experiment says")] = 0,
 ) -> None:
-    """Train one stage, by its address in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint."""
+    """Train stages, by their addresses in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint.
+
+    Several are trained one after the other in one process, which saves starting it anew for each.
+    """
     plan = _plan(experiment)
-    if address not in plan.stages:
-        raise UserError(
-            key="stage", value=address, reason="is not in the plan of this experiment", fix=nearest(address, list(plan.stages))
-        )
+    for address in stages:
+        if address not in plan.stages:
+            fix = nearest(address, list(plan.stages))
+            raise UserError(key="stage", value=address, reason="is not in the plan of this experiment", fix=fix)
     ranks = ranks or plan.experiment.training.ranks
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -101,35 +104,40 @@ def train(
     from cmapkd.training.loop import Interrupted, train_stage
 
     try:
-        train_stage(plan.stages[address], results / plan.experiment.name, plan.experiment.training)
+        for address in stages:
+            train_stage(plan.stages[address], results / plan.experiment.name, plan.experiment.training)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise SystemExit(143) from None  # 128 + SIGTERM: an unfinished job, not a failed one
 
 
 @app.command("collect")
-def collect(run: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Gather the result of a RUN (`<name>/<seed>`): its last stage's student as an open_clip directory, and its history."""
+def collect(runs: list[str], experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Gather the result of runs (`<name>/<seed>`): the last stage's student as an open_clip directory, and its history."""
     from cmapkd.runs import collect_run
 
-    collect_run(_plan(experiment), run, results)
+    plan = _plan(experiment)
+    for run in runs:
+        collect_run(plan, run, results)
 
 
 @app.command("evaluate")
 def evaluate(
-    run: str,
+    runs: list[str],
     experiment: Experiment = DEFAULT,
     results: Results = RESULTS,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all")] = 0,
 ) -> None:
-    """Measure a run (RUN is `<name>/<seed>`, the teacher's is `Teacher/<seed>`) on everything the experiment evaluates."""
+    """Measure runs (`<name>/<seed>`, the teacher's is `Teacher/<seed>`) on everything the experiment evaluates."""
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     from cmapkd.evaluation.run import evaluate_run
 
-    evaluate_run(_plan(experiment), run, results)
+    plan = _plan(experiment)
+    for run in runs:
+        evaluate_run(plan, run, results)
 
 
 @paper_app.command("table")
