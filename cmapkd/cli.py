@@ -241,9 +241,30 @@ def tune(
 
 
 @app.command("plan")
-def plan(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+def plan(
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    costs: Annotated[bool, typer.Option("--costs", help="hours, disk and network for each table and figure")] = False,
+    device: Annotated[str, typer.Option(help="with --costs: GPU to reckon with, e.g. V100; empty: this machine")] = "",
+    utilisation: Annotated[float, typer.Option(min=0.01, max=1, help="share of the GPU's peak that is reached")] = 0.3,
+    change: Annotated[list[str] | None, typer.Option(help="KEY=VALUE: what would be trained anew after this edit")] = None,
+) -> None:
     """List the trainings of an experiment: address, what it is, and whether it is done. Shared stages appear once."""
     made = _plan(experiment)
+    if costs:
+        from cmapkd.costs.estimate import estimate, render
+
+        typer.echo(render(estimate(made, results, device or None, utilisation), made))
+        return
+    if change:
+        from cmapkd.config.load import load_edited
+        from cmapkd.costs.estimate import changed
+
+        new = changed(made, load_edited(experiment, change))
+        for stage in new:
+            typer.echo(f"new   {stage.address:34} {stage.label}")
+        typer.echo(f"{len(new)} of {len(made.stages)} trainings would be made anew")
+        return
     home = results / made.experiment.name
     for stage in made.stages.values():
         done = "done" if (home / "stages" / stage.address / "stage.json").is_file() else "open"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -56,6 +56,34 @@ def load_experiment(path: str | Path, *, tuning: Collection[str] | None = None) 
         UserError: naming every wrong key at once, with value, reason and the nearest valid spelling.
     """
     path = Path(path)
+    content = _read(path)
+    return parse_experiment(content, origin=str(path), directory=path.parent, tuning=tuning)
+
+
+def load_edited(path: str | Path, changes: Sequence[str]) -> ExperimentConfig:
+    """The experiment of a file with some keys set to other values, each as ``runs.CMAPKD.weights.intra=5``.
+
+    Raises:
+        UserError: a change without a key or a value, or one that the experiment does not allow.
+    """
+    path = Path(path)
+    content = _read(path)
+    for change in changes:
+        name, _, value = change.partition("=")
+        keys = name.split(".")
+        if not value or not all(keys):
+            raise UserError(
+                key="--change", value=change, reason="is not of the form KEY=VALUE", fix="e.g. training.global_batch=64"
+            )
+        place = content
+        for key in keys[:-1]:
+            place[key] = dict(place[key]) if isinstance(place.get(key), dict) else {}
+            place = place[key]
+        place[keys[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    return parse_experiment(content, origin=f"{path} with {', '.join(changes)}", directory=path.parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
@@ -66,7 +94,7 @@ def load_experiment(path: str | Path, *, tuning: Collection[str] | None = None) 
         raise UserError(key=str(path), reason=f"is not valid YAML: {error}", fix="check indentation and quotes there") from None
     if not isinstance(content, dict):
         raise UserError(key=str(path), reason="holds no keys", fix="start from a copy of config/mini.yaml")
-    return parse_experiment(content, origin=str(path), directory=path.parent, tuning=tuning)
+    return content
 
 
 def parse_experiment(
