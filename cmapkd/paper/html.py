@@ -26,7 +26,7 @@ th, td { padding: .22rem .7rem; text-align: right; vertical-align: top; white-sp
 th { font-weight: 600; } thead th { vertical-align: bottom; }
 thead tr:last-child > * { border-bottom: 1px solid #334155; } tbody th { font-weight: 400; }
 th.words, td.words, tbody th { text-align: left; } td.words { white-space: pre-line; }
-td.free { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+td.free { text-align: left; white-space: normal; overflow-wrap: break-word; }
 th.group { text-align: center; border-bottom: 1px solid #94a3b8; }
 tbody tr.ruled > * { border-top: 1px solid #334155; }
 tr.heading th { text-align: left; font-style: italic; padding-top: .6rem; }
@@ -108,15 +108,26 @@ def nested(content: Mapping[str, Any], level: int = 3, above: tuple[str, ...] = 
     The keys that lead to a number are its tooltip.
     """
     plain = {key: value for key, value in content.items() if not isinstance(value, Mapping)}
-    deeper = {key: value for key, value in content.items() if isinstance(value, Mapping)}
-    flat = {key: value for key, value in deeper.items() if not any(isinstance(v, Mapping) for v in value.values())}
     parts = [_grid({"": plain}, above)] if plain else []
-    if flat:
-        parts.append(_grid(flat, above))
-    for key, value in deeper.items():
-        if key not in flat:
+    alike: dict[str, Mapping[str, Any]] = {}  # neighbours that share columns, so far
+    for key, value in [*((k, v) for k, v in content.items() if isinstance(v, Mapping)), ("", {})]:
+        flat = bool(value) and not any(isinstance(entry, Mapping) for entry in value.values())
+        if alike and not (flat and set(value) & set(next(iter(alike.values())))):
+            parts.append(_rows(alike, level, above))
+            alike = {}
+        if flat:
+            alike[key] = value
+        elif value:
             parts.append(section(key, nested(value, min(level + 1, 6), (*above, key)), level=level))
     return "\n".join(part for part in parts if part)
+
+
+def _rows(alike: Mapping[str, Mapping[str, Any]], level: int, above: tuple[str, ...]) -> str:
+    """Entries of the same form in one table; one that stands alone under its name."""
+    if len(alike) > 1:
+        return _grid(alike, above)
+    ((key, value),) = alike.items()
+    return section(key, _grid({"": value}, (*above, key)), level=level)
 
 
 def _grid(rows: Mapping[str, Mapping[str, Any]], above: tuple[str, ...]) -> str:
@@ -145,7 +156,7 @@ def _value(value: Any, keys: tuple[str, ...]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for people: numbers with at most six digits, a dash for what is absent, lists in a line."""
+    """A value for people: numbers with four digits, a dash for what is absent, lists in a line."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -153,7 +164,7 @@ def shown(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(shown(entry) for entry in value)
     return escape(value)

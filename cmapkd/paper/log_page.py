@@ -30,11 +30,6 @@ def logs_of(plan: Plan) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def log_title(plan: Plan, step: str, name: str) -> str:
-    """What the job of a log did; the log's own name if it is of no job of this plan."""
-    return logs_of(plan).get(f"{step}/{name}", (name, "", ""))[0]
-
-
 def write_log_pages(plan: Plan, home: Path, target: Path) -> list[Path]:
     """Write ``<target>/<step>/<name>.html`` of every job behind the metrics."""
     written = []

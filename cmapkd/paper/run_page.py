@@ -35,15 +35,14 @@ def render_run_page(plan: Plan, context: PaperContext, directory: str) -> str:
     history = _history(context, run)
     arrays = metrics.arrays(run.name, run.seed, CELL)
     curves = render_curves(stages_of(arrays))
+    remark = paragraph("Means over blocks of steps, one stage after the other.", "small") if curves else ""
     shapes = [(name, " × ".join(map(str, values.shape)), str(values.dtype)) for name, values in arrays.items()]
     return page(
         f"{run.name}, seed {run.seed}",
         entries(_about(plan, context, run, file)),
         section("Training", _stages(history["stages"])),
-        section("Curves", paragraph("Means over blocks of steps, one stage after the other.", "small"), curves)
-        if curves
-        else "",
         section("Measured", paragraph("Recalls and accuracies in percent.", "small"), nested(file.content["metrics"])),
+        section("Curves", remark, curves),
         section(
             "Provenance",
             nested(_provenance(file)),

@@ -1,11 +1,28 @@
 """Metrics to paper. None of it needs torch; each table and figure depends on its own module alone."""
 
+# How the report lists tables and figures: their number in the paper, and their title once they are made.
+PART_LABELS = {
+    "part": lambda wildcards, output: PAPER.part_title(Path(output.json).stem),
+    "about": lambda wildcards, output: parts.title_of(output.json),
+}
+
 
 rule table:
     input:
         lambda wildcards: parts.table_inputs(PLAN, PAPER, HOME, wildcards.table),
     output:
-        tex=report(f"{HOME}/paper/{{table}}.tex", category="Tables", caption="../report/table.rst", labels={"table": "{table}"}),
+        html=report(
+            f"{HOME}/paper/{{table}}.html",
+            category="Tables",
+            caption="../report/table.rst",
+            labels={**PART_LABELS, "as": "page"},
+        ),
+        tex=report(
+            f"{HOME}/paper/{{table}}.tex",
+            category="Tables",
+            caption="../report/table.rst",
+            labels={**PART_LABELS, "as": "source (LaTeX)"},
+        ),
         json=f"{HOME}/paper/{{table}}.json",
     log:
         f"{HOME}/logs/paper/{{table}}.log",
@@ -26,12 +43,19 @@ rule figure:
         parts.metrics(PLAN, HOME),
         parts.arrays(PLAN, HOME),
     output:
+        html=report(
+            f"{HOME}/paper/figure{{number}}.html",
+            category="Figures",
+            caption="../report/figure.rst",
+            labels={**PART_LABELS, "as": "page"},
+        ),
         pdf=report(
             f"{HOME}/paper/figure{{number}}.pdf",
             category="Figures",
             caption="../report/figure.rst",
-            labels={"figure": "{number}"},
+            labels={**PART_LABELS, "as": "print (PDF)"},
         ),
+        png=f"{HOME}/paper/figure{{number}}.png",
         json=f"{HOME}/paper/figure{{number}}.json",
     log:
         f"{HOME}/logs/paper/figure{{number}}.log",
@@ -50,8 +74,18 @@ rule document:
     input:
         expand(f"{HOME}/paper/{{part}}.json", part=PAPER.all_tables + PAPER.figures),
     output:
-        tex=f"{HOME}/paper/paper.tex",
-        numbers=f"{HOME}/paper/numbers.tex",
+        tex=report(
+            f"{HOME}/paper/paper.tex",
+            category="Paper",
+            caption="../report/paper.rst",
+            labels={"file": "paper.tex", "about": "its source"},
+        ),
+        numbers=report(
+            f"{HOME}/paper/numbers.tex",
+            category="Paper",
+            caption="../report/paper.rst",
+            labels={"file": "numbers.tex", "about": "every number as a macro"},
+        ),
     log:
         f"{HOME}/logs/paper/document.log",
     params:
@@ -69,7 +103,12 @@ rule pdf:
         expand(f"{HOME}/paper/{{table}}.tex", table=PAPER.all_tables),
         expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.figures),
     output:
-        report(f"{HOME}/paper/paper.pdf", category="Paper", caption="../report/paper.rst"),
+        report(
+            f"{HOME}/paper/paper.pdf",
+            category="Paper",
+            caption="../report/paper.rst",
+            labels={"file": "paper.pdf", "about": "the paper"},
+        ),
     log:
         f"{HOME}/logs/paper/pdf.log",
     params:
