@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LIMIT = 1_400_000  # [bytes] of a page: Chromium refuses addresses over 2 MiB, and base64 takes four thirds
+UNBROKEN = 32  # [characters] up to which a text in a table stays in one line
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1e293b; background: #fff; margin: 2rem auto;
@@ -87,12 +88,17 @@ def plain_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, wor
     lines = []
     for row in rows:
         cells = [f"<th>{escape(row[0])}</th>"]
-        cells += [f"<td{_class('free' if i in words else '')}>{shown(value)}</td>" for i, value in enumerate(row[1:], start=1)]
+        cells += [f"<td{_class(_form(value) if i in words else '')}>{shown(value)}</td>" for i, value in enumerate(row[1:], 1)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     if not lines:
         return ""
     body = "\n".join(lines)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _form(value: object) -> str:
+    """Style of a text: a long one may be broken, a short one is not."""
+    return "words" if len(str(value)) <= UNBROKEN else "free"
 
 
 def entries(content: Mapping[str, object]) -> str:

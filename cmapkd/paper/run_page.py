@@ -111,7 +111,7 @@ def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:
     if summary.get("resumed_at"):
         remarks.append(f"resumed at step {summary['resumed_at']}")
     return (
-        stage.get("label"),
+        str(stage.get("label", "")).rpartition(": ")[2],
         stage.get("address"),
         summary.get("steps"),
         (summary.get("last") or {}).get("loss"),

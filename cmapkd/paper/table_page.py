@@ -103,14 +103,18 @@ def _cell(table: Table, row: Row, column: Column, mark: str) -> str:
     if cell is None:
         return f"<td {attributes}>{DASH}</td>"
     decimals = decimals_of([found.value for r in table.rows if (found := table.cell(r.key, column.key))], column.decimals)
-    shown = number_of(cell.value, decimals)
-    if column.signed and float(shown) > 0:
+    shown = _number(cell.value, decimals)
+    if column.signed and float(number_of(cell.value, decimals)) > 0:
         shown = f"+{shown}"
     deviation = ""
     if cell.std is not None and column.deviation:
         deviation = f'<span class="deviation"> ± {number_of(cell.std, decimals)}</span>'
     style = "planned" if column.planned else mark
-    return f"<td{_class(style)} {attributes}{_tooltip(cell)}>{shown.replace('-', '−')}{deviation}</td>"
+    return f"<td{_class(style)} {attributes}{_tooltip(cell)}>{shown}{deviation}</td>"
+
+
+def _number(value: float, decimals: int) -> str:
+    return number_of(value, decimals).replace("-", "−")
 
 
 def _tooltip(cell: Cell | Text | None) -> str:
@@ -144,7 +148,7 @@ def _numbers(figure: Figure) -> str:
     rows = []
     for row, cells in figure.cells.items():
         found = [
-            f"<td{_tooltip(cells[name])}>{number_of(cells[name].value, figure.decimals)}</td>"
+            f"<td{_tooltip(cells[name])}>{_number(cells[name].value, figure.decimals)}</td>"
             if name in cells
             else f"<td>{DASH}</td>"
             for name in columns

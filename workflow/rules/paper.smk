@@ -1,10 +1,13 @@
 """Metrics to paper. None of it needs torch; each table and figure depends on its own module alone."""
 
-# How the report lists tables and figures: their number in the paper, and their title once they are made.
-PART_LABELS = {
-    "part": lambda wildcards, output: PAPER.part_title(Path(output.json).stem),
-    "about": lambda wildcards, output: parts.title_of(output.json),
-}
+
+def part_labels(form):
+    """How the report lists a table or figure: its number in the paper, its title once it is made, and in which form."""
+    return lambda wildcards, output: {
+        "part": PAPER.part_title(Path(output.json).stem),
+        "about": parts.title_of(output.json),
+        "as": form,
+    }
 
 
 rule table:
@@ -15,13 +18,13 @@ rule table:
             f"{HOME}/paper/{{table}}.html",
             category="Tables",
             caption="../report/table.rst",
-            labels={**PART_LABELS, "as": "page"},
+            labels=part_labels("page"),
         ),
         tex=report(
             f"{HOME}/paper/{{table}}.tex",
             category="Tables",
             caption="../report/table.rst",
-            labels={**PART_LABELS, "as": "source (LaTeX)"},
+            labels=part_labels("source (LaTeX)"),
         ),
         json=f"{HOME}/paper/{{table}}.json",
     log:
@@ -47,13 +50,13 @@ rule figure:
             f"{HOME}/paper/figure{{number}}.html",
             category="Figures",
             caption="../report/figure.rst",
-            labels={**PART_LABELS, "as": "page"},
+            labels=part_labels("page"),
         ),
         pdf=report(
             f"{HOME}/paper/figure{{number}}.pdf",
             category="Figures",
             caption="../report/figure.rst",
-            labels={**PART_LABELS, "as": "print (PDF)"},
+            labels=part_labels("print (PDF)"),
         ),
         png=f"{HOME}/paper/figure{{number}}.png",
         json=f"{HOME}/paper/figure{{number}}.json",

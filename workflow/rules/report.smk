@@ -10,9 +10,9 @@ rule run_page:
             f"{HOME}/report/runs/{{run}}/{{seed}}.html",
             category="Runs",
             caption="../report/run.rst",
-            labels={
-                "run": lambda wildcards: parts.run_title(PLAN, f"{wildcards.run}/{wildcards.seed}"),
-                "seed": "{seed}",
+            labels=lambda wildcards: {
+                "run": parts.run_title(PLAN, f"{wildcards.run}/{wildcards.seed}"),
+                "seed": wildcards.seed,
             },
         ),
     log:
@@ -57,7 +57,10 @@ rule log_pages:
             patterns=["{step}/{name}.html"],
             category="Logs",
             caption="../report/log.rst",
-            labels={"step": "{step}", "of": lambda wildcards: parts.log_title(PLAN, wildcards.step, wildcards.name)},
+            labels=lambda wildcards: {
+                "step": wildcards.step,
+                "of": parts.log_title(PLAN, wildcards.step, wildcards.name),
+            },
         ),
     log:
         f"{HOME}/logs/report/logs.log",
