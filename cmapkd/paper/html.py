@@ -26,7 +26,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; border: s
 th, td { padding: .22rem .7rem; text-align: right; vertical-align: top; white-space: nowrap; }
 th { font-weight: 600; } thead th { vertical-align: bottom; }
 thead tr:last-child > * { border-bottom: 1px solid #334155; } tbody th { font-weight: 400; }
-th.words, td.words, tbody th { text-align: left; } td.words { white-space: pre-line; }
+th.words, td.words, tbody th { text-align: left; } td.words { white-space: pre; }
 td.free { text-align: left; white-space: normal; overflow-wrap: break-word; }
 th.group { text-align: center; border-bottom: 1px solid #94a3b8; }
 tbody tr.ruled > * { border-top: 1px solid #334155; }
@@ -45,20 +45,30 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def page(title: str, *parts: str) -> str:
+def page(title: str, *parts: str, optional: Sequence[str] = ()) -> str:
     """A whole page with a heading.
 
+    Args:
+        optional: parts at its end that are left out, the last first, where the page would be larger than ``LIMIT``.
+
     Raises:
-        ValueError: it is larger than ``LIMIT``; callers shorten what may be long.
+        ValueError: it is too large without them.
     """
+    for kept in range(len(optional), -1, -1):
+        left = len(optional) - kept
+        remark = paragraph(f"The page would be too large with {left} more parts; the files named here hold them.", "small")
+        text = _whole(title, [*parts, *optional[:kept], remark if left else ""])
+        if len(text.encode()) <= LIMIT:
+            return text
+    raise ValueError(f"{title}: a page of {len(text.encode())} bytes cannot be opened from a report (at most {LIMIT})")
+
+
+def _whole(title: str, parts: Sequence[str]) -> str:
     body = "\n".join(part for part in parts if part)
-    text = (
+    return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f"<style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
-    if len(text.encode()) > LIMIT:
-        raise ValueError(f"{title}: a page of {len(text.encode())} bytes cannot be opened from a report (at most {LIMIT})")
-    return text
 
 
 def paragraph(text: str, style: str = "") -> str:

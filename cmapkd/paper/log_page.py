@@ -42,9 +42,9 @@ def write_log_pages(plan: Plan, home: Path, target: Path) -> list[Path]:
 
 def render_log_page(title: str, log: Path, benchmark: Path | None) -> str:
     """A log and what its job cost. A missing file is said to be missing: logs may be deleted, results stay."""
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    # A progress bar overwrites its line; what stands last is what a person saw in the end.
-    lines = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
+    text = log.read_bytes().decode(errors="replace") if log.is_file() else ""
+    # A progress bar overwrites its line, which `read_text` would take for many lines; what stands last is what people saw.
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
     shown = "\n".join(lines).strip("\n")
     cut = f"The last {LONGEST:,} of {len(shown):,} characters." if len(shown) > LONGEST else ""
     empty = "" if shown else "It printed nothing." if log.is_file() else "The log is no longer there."

@@ -48,9 +48,11 @@ def render_run_page(plan: Plan, context: PaperContext, directory: str) -> str:
             nested(_provenance(file)),
             section("Needed at inference, beside the student", _stages(history.get("deployed_teacher", [])), level=3),
         ),
-        details("Per-query results in the array file", plain_table(("array", "shape", "type"), shapes, words=(1, 2))),
-        details("Configuration of the run", source(_configuration(plan, run))),
-        *(details(f"Settings of {plan.stages[a].label}", source(_yaml(plan.stages[a].settings))) for a in run.stages),
+        optional=[
+            details("Configuration of the run", source(_configuration(plan, run))),
+            *(details(f"Settings of {plan.stages[a].label}", source(_yaml(plan.stages[a].settings))) for a in run.stages),
+            details("Per-query results in the array file", plain_table(("array", "shape", "type"), shapes, words=(1, 2))),
+        ],
     )
 
 

@@ -38,8 +38,7 @@ def render_table_page(title: str, table: Table, marks: Marks, latex: str) -> str
         blocks,
         f'<p class="notes">{notes}</p>' if notes else "",
         paragraph("Point at a number to see what it was computed from.", "small"),
-        _origins(table.cells, table.texts),
-        details("LaTeX", source(latex)),
+        optional=[details("LaTeX", source(latex)), _origins(table.cells, table.texts)],
     )
 
 
@@ -51,9 +50,11 @@ def render_figure_page(title: str, figure: Figure, picture: bytes) -> str:
         f"{title}: {figure.title}",
         f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">',
         paragraph(figure.caption),
-        _numbers(figure),
-        details("Files it is drawn from", plain_table(("file", "run", "seed", "SHA-256"), parents, words=(1, 3))),
-        _origins(figure.cells, {}),
+        optional=[
+            _numbers(figure),
+            details("Files it is drawn from", plain_table(("file", "run", "seed", "SHA-256"), parents, words=(1, 3))),
+            _origins(figure.cells, {}),
+        ],
     )
 
 
@@ -74,7 +75,7 @@ def _block(table: Table, panel: Panel, marks: Marks) -> str:
         line = "ruled" if place and (row.ruled or table.rows[place - 1].teacher) else ""
         cells = "".join(_cell(table, row, column, marks.get((row.key, column.key), "")) for column in panel.columns)
         lines.append(f"<tr{_class(line)}><th>{_label(table, row)}</th>{cells}</tr>")
-    title = f"{panel.title} ({PLANNED})".strip() if planned else panel.title
+    title = (f"{panel.title}: {PLANNED}" if panel.title else PLANNED.capitalize()) if planned else panel.title
     heading = f"<h3>{escape(title)}</h3>\n" if title and (planned or len(table.panels) > 1) else ""
     body = "\n".join(lines)
     return f'{heading}<div class="wide"><table><thead>\n{_head(panel)}\n</thead><tbody>\n{body}\n</tbody></table></div>'
