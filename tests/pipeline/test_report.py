@@ -163,3 +163,24 @@ def test_pages_are_as_they_are_in_the_results(browser: Browser, finished: Checko
         assert 0 <= given[str(page.relative_to(finished.root))] - length < 200, page
         assert given[str(page.relative_to(finished.root))] < 2 * 1024**2, f"{page}: browsers refuse addresses that long"
     assert {Path(path).name for path in given} >= {"table2.tex", "figure3.pdf", "paper.tex"}
+
+
+def test_mistakes_of_scripts_would_be_noticed(tmp_path: Path) -> None:
+    """The tests above rely on it."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on this machine: scripts/setup-browser.sh installs it where it may")
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<title>bad</title><script>console.error('said so');"
+        "setTimeout(() => { document.title = 'done'; undefinedthing() })</script>"
+        '<script src="https://cdn.example/vega.js"></script>'
+    )
+    with Browser(program) as started:
+        started.open(bad)
+        started.wait("document.title === 'done'")
+        started.run("1")
+        told = " ".join(started.errors)
+    assert "said so" in told
+    assert "undefinedthing is not defined" in told
+    assert "cdn.example/vega.js" in told
