@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,14 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
     return {"config": digest(shown, 16), "code": fingerprint(*modules)}
 
 
-def title_of(file: str) -> str:
-    """Title of a table or figure that is made, from the JSON beside it; for the report."""
-    title: str = read_json(file)["title"]
-    return title
+def part_labels(context: PaperContext, form: str) -> Callable[[Any, Any], dict[str, str]]:
+    """How the report lists a table or figure: its number in the paper, its title once it is made, and in which form."""
+
+    def labels(wildcards: Any, output: Any) -> dict[str, str]:
+        title = read_json(output.json)["title"]
+        return {"part": context.part_title(Path(output.json).stem), "about": title, "as": form}
+
+    return labels
 
 
 def run_pages(plan: Plan, home: str) -> list[str]:

@@ -36,6 +36,7 @@ td[title] { cursor: help; } td.best { font-weight: 700; } td.second { text-decor
 .planned { font-style: italic; color: #64748b; } .deviation { font-size: .75em; color: #64748b; }
 .notes, .small { font-size: .85rem; color: #475569; } details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 img { max-width: min(100%, 62rem); height: auto; }
+.beside { display: inline-block; vertical-align: top; margin-right: 2.5rem; max-width: 100%; }
 .curves { display: flex; flex-wrap: wrap; gap: .8rem 1.4rem; }
 """.strip()
 
@@ -143,7 +144,7 @@ def _rows(alike: Mapping[str, Mapping[str, Any]], level: int, above: tuple[str, 
     if len(alike) > 1:
         return _grid(alike, above)
     ((key, value),) = alike.items()
-    return section(key, _grid({"": value}, (*above, key)), level=level)
+    return f'<div class="beside">{section(key, _grid({"": value}, (*above, key)), level=level)}</div>'
 
 
 def _grid(rows: Mapping[str, Mapping[str, Any]], above: tuple[str, ...]) -> str:
@@ -152,7 +153,8 @@ def _grid(rows: Mapping[str, Mapping[str, Any]], above: tuple[str, ...]) -> str:
     if not columns:
         return ""
     if len(rows) == 1 and "" in rows:
-        lines = [f"<tr><th>{escape(key)}</th>{_value(value, (*above, key))}</tr>" for key, value in rows[""].items()]
+        words = any(isinstance(value, str | list) for value in rows[""].values())
+        lines = [f"<tr><th>{escape(key)}</th>{_value(value, (*above, key), words)}</tr>" for key, value in rows[""].items()]
         head = ""
     else:
         lines = []
@@ -165,10 +167,10 @@ def _grid(rows: Mapping[str, Mapping[str, Any]], above: tuple[str, ...]) -> str:
     return f'<div class="wide"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
 
 
-def _value(value: Any, keys: tuple[str, ...]) -> str:
-    words = ' class="free"' if isinstance(value, str | list) else ""
+def _value(value: Any, keys: tuple[str, ...], words: bool = False) -> str:
+    style = _class("free" if words or isinstance(value, str | list) else "")
     exact = f" = {value!r}" if isinstance(value, float) else ""
-    return f'<td{words} title="{escape(" / ".join(keys) + exact)}">{shown(value)}</td>'
+    return f'<td{style} title="{escape(" / ".join(keys) + exact)}">{shown(value)}</td>'
 
 
 def shown(value: object) -> str:

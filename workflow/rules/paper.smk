@@ -1,15 +1,6 @@
 """Metrics to paper. None of it needs torch; each table and figure depends on its own module alone."""
 
 
-def part_labels(form):
-    """How the report lists a table or figure: its number in the paper, its title once it is made, and in which form."""
-    return lambda wildcards, output: {
-        "part": PAPER.part_title(Path(output.json).stem),
-        "about": parts.title_of(output.json),
-        "as": form,
-    }
-
-
 rule table:
     input:
         lambda wildcards: parts.table_inputs(PLAN, PAPER, HOME, wildcards.table),
@@ -18,13 +9,13 @@ rule table:
             f"{HOME}/paper/{{table}}.html",
             category="Tables",
             caption="../report/table.rst",
-            labels=part_labels("page"),
+            labels=parts.part_labels(PAPER, "page"),
         ),
         tex=report(
             f"{HOME}/paper/{{table}}.tex",
             category="Tables",
             caption="../report/table.rst",
-            labels=part_labels("source (LaTeX)"),
+            labels=parts.part_labels(PAPER, "source (LaTeX)"),
         ),
         json=f"{HOME}/paper/{{table}}.json",
     log:
@@ -50,13 +41,13 @@ rule figure:
             f"{HOME}/paper/figure{{number}}.html",
             category="Figures",
             caption="../report/figure.rst",
-            labels=part_labels("page"),
+            labels=parts.part_labels(PAPER, "page"),
         ),
         pdf=report(
             f"{HOME}/paper/figure{{number}}.pdf",
             category="Figures",
             caption="../report/figure.rst",
-            labels=part_labels("print (PDF)"),
+            labels=parts.part_labels(PAPER, "print (PDF)"),
         ),
         png=f"{HOME}/paper/figure{{number}}.png",
         json=f"{HOME}/paper/figure{{number}}.json",
