@@ -54,10 +54,20 @@ def build_figure(name: str, context: PaperContext, metrics: Metrics | None = Non
     with atomic_path(context.paper / f"{name}.pdf") as path:
         figure = draw_figure(name, context, metrics or Metrics(context), path)
     write_json(context.paper / f"{name}.json", figure.to_json())
-    picture = picture_of(context.paper / f"{name}.pdf")
-    write_atomic(context.paper / f"{name}.png", picture)
-    write_atomic(context.paper / f"{name}.html", render_figure_page(context.part_title(name), figure, picture))
+    write_figure_page(figure, context)
     return figure
+
+
+def write_figure_page(figure: Figure, context: PaperContext, latex: str = "") -> None:
+    """Write ``paper/<name>.html`` and, from ``paper/<name>.pdf``, ``paper/<name>.png``; without a PDF only the page."""
+    pdf, png = (context.paper / f"{figure.name}.{kind}" for kind in ("pdf", "png"))
+    picture = picture_of(pdf) if pdf.is_file() else None
+    if picture is None:
+        png.unlink(missing_ok=True)
+    else:
+        write_atomic(png, picture)
+    page = render_figure_page(context.part_title(figure.name), figure, picture, latex)
+    write_atomic(context.paper / f"{figure.name}.html", page)
 
 
 def build_numbers(context: PaperContext) -> None:

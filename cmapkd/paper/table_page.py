@@ -16,6 +16,7 @@ from cmapkd.paper.html import details, escape, page, paragraph, plain_table, sou
 ARROWS = {"up": " ↑", "down": " ↓", "": ""}
 DASH = "–"
 PLANNED = "planned before any experiment, not measured"
+NO_PICTURE = "It could not be drawn: there was no LaTeX."
 MARKS = "*†‡§¶"
 FILES_SHOWN = 4  # parents that a tooltip names
 Marks = Mapping[tuple[str, str], str]
@@ -42,15 +43,22 @@ def render_table_page(title: str, table: Table, marks: Marks, latex: str) -> str
     )
 
 
-def render_figure_page(title: str, figure: Figure, picture: bytes) -> str:
-    """One figure with its caption and numbers. ``picture``: a PNG."""
-    data = base64.b64encode(picture).decode()
+def render_figure_page(title: str, figure: Figure, picture: bytes | None, latex: str = "") -> str:
+    """One figure with its caption and numbers.
+
+    Args:
+        picture: a PNG; None where the figure could not be typeset.
+        latex: the source of a figure that is drawn by LaTeX.
+    """
+    data = base64.b64encode(picture).decode() if picture is not None else ""
+    shown = f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">' if data else paragraph(NO_PICTURE, "small")
     parents = [(parent.file, parent.run, parent.seed, parent.sha256) for parent in dict.fromkeys(figure.parents)]
     return page(
         f"{title}: {figure.title}",
-        f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">',
+        shown,
         paragraph(figure.caption),
         optional=[
+            details("LaTeX", source(latex)) if latex else "",
             _numbers(figure),
             details("Files it is drawn from", plain_table(("file", "run", "seed", "SHA-256"), parents, words=(1, 3))),
             _origins(figure.cells, {}),

@@ -22,7 +22,7 @@ from synthetic_metrics import REPOSITORY, RUNS, arrays_of, context, write_all, w
 from cmapkd.config import load_experiment
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, write_json
-from cmapkd.paper.build import build_figure, build_table
+from cmapkd.paper.build import build_figure, build_table, write_figure_page
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.curves import nice_ticks, render_curves, stages_of
 from cmapkd.paper.experiment import paper_context
@@ -166,6 +166,17 @@ def test_a_figure_page_holds_the_picture_of_the_pdf(setting: PaperContext) -> No
     assert figure.caption in document.words
     assert all(parent.sha256 in document.words for parent in figure.parents)
     assert loads_nothing(text)
+
+
+def test_a_figure_that_could_not_be_drawn_still_has_a_page(setting: PaperContext) -> None:
+    figure = build_figure("figure3", setting)
+    (setting.paper / "figure3.pdf").unlink()
+    write_figure_page(figure, setting, latex=r"\draw (0, 0) -- (1 < 2);")
+    words = Document((setting.paper / "figure3.html").read_text()).words
+    assert "there was no LaTeX" in words
+    assert r"\draw (0, 0) -- (1 < 2);" in words
+    assert figure.caption in words
+    assert not (setting.paper / "figure3.png").exists(), "an older picture may show other numbers"
 
 
 def test_a_picture_has_the_pages_colours_and_gets_smaller_when_it_must(tmp_path: Path) -> None:
