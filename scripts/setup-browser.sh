@@ -3,7 +3,7 @@
 set -euo pipefail
 
 for program in "${CHROMIUM:-chromium}" chromium-headless-shell chromium-browser google-chrome google-chrome-stable chrome; do
-  command -v "$program" >/dev/null && exit 0
+  "$program" --version >/dev/null 2>&1 && exit 0
 done
 explain() {
   echo "Chromium is not installed and cannot be installed from here ($1): the test that opens the report in a browser will be skipped."

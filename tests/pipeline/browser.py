@@ -24,9 +24,17 @@ OPTIONS = (
 
 
 def find_browser() -> str | None:
-    """The program named by CHROMIUM, or the first that is installed."""
+    """The program named by CHROMIUM, or the first that is installed and starts (Ubuntu has one that only names its snap)."""
     named = os.environ.get("CHROMIUM")
-    return shutil.which(named) if named else next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    return next((path for name in ([named] if named else PROGRAMS) if (path := shutil.which(name)) and _starts(path)), None)
+
+
+def _starts(program: str) -> bool:
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
 
 
 class Browser:
