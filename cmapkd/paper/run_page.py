@@ -101,7 +101,9 @@ def _about(plan: Plan, context: PaperContext, run: Run, file: MetricFile) -> dic
 
 def _stages(stages: list[Mapping[str, Any]]) -> str:
     headers = ("stage", "address", "steps", "last loss", "minutes", "samples/s", "started (UTC)", "host", "commit", "remarks")
-    return plain_table(headers, [_stage(stage) for stage in stages], words=(1, 6, 7, 8, 9))
+    rows = [_stage(stage) for stage in stages]
+    shown = len(headers) if any(row[-1] for row in rows) else -1
+    return plain_table(headers[:shown], [row[:shown] for row in rows], words=(1, 6, 7, 8, 9))
 
 
 def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -184,3 +184,11 @@ def test_mistakes_of_scripts_would_be_noticed(tmp_path: Path) -> None:
     assert "said so" in told
     assert "undefinedthing is not defined" in told
     assert "cdn.example/vega.js" in told
+
+
+def test_editing_a_page_makes_those_pages_again_and_nothing_else(
+    finished: Checkout, edit: Callable[[str, str, str], None]
+) -> None:
+    edit("cmapkd/paper/curves.py", "\n\n\ndef ", "\n\n\nEDITED = 1\n\n\ndef ")
+    names = ("Teacher", "Scratch", "KD", "CMAPKD", "w-o-ALSN-uniform")
+    assert sorted(finished.planned()) == sorted(f"Page of {name}, seed 0" for name in names)
