@@ -9,13 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --configfile $(CONFIG) \
   $(if $(SEEDS),--config seeds="[$(shell seq -s , 0 $$(($(SEEDS) - 1)))]")
+REPORT ?= results/$(shell sed -n 's/^name: *//p' $(CONFIG))/report.html
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help setup paper test unit pipeline lint format clean-environment
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
-	@echo "variables: CONFIG=$(CONFIG) (experiment), CORES=$(CORES), PYTHON=$(PYTHON), SEEDS=$(SEEDS) (number of seeds, 0, 1, ...; empty: as CONFIG says)"
+	@echo "variables: CONFIG=$(CONFIG) (experiment), REPORT=$(REPORT), CORES=$(CORES), PYTHON=$(PYTHON), SEEDS=$(SEEDS) (number of seeds, 0, 1, ...; empty: as CONFIG says)"
 
 setup: $(VENV)/.complete latex ## virtual environment with everything pinned, LaTeX where it can be installed
 
@@ -27,8 +28,16 @@ $(VENV)/.complete: requirements.lock
 latex:
 	@scripts/setup-latex.sh
 
+.PHONY: browser
+browser:
+	@scripts/setup-browser.sh
+
 paper: setup ## run the experiment of CONFIG and make its paper
 	@$(SNAKEMAKE)
+
+.PHONY: report
+report: paper ## put everything that `paper` makes into one HTML file to look through (REPORT)
+	@PYTHONWARNINGS=ignore::RuntimeWarning $(SNAKEMAKE) --report $(REPORT)
 
 .PHONY: tune
 tune: setup ## search the settings of the runs of CONFIG on its validation split (hours)
@@ -39,7 +48,7 @@ test: setup lint unit pipeline ## everything that CI checks
 unit: setup ## unit tests
 	$(BIN)/python -m pytest tests/unit -q -m "not network"
 
-pipeline: setup ## the real workflow on config/smoke.yaml
+pipeline: setup browser ## the real workflow on config/smoke.yaml
 	$(BIN)/python -m pytest tests/pipeline -q
 
 lint: setup ## formatting, static checks, generated documentation

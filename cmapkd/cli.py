@@ -21,9 +21,11 @@ from cmapkd.errors import UserError, nearest
 app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
 paper_app = typer.Typer(no_args_is_help=True, help="Tables, figures and the document, from metric files alone.")
+report_app = typer.Typer(no_args_is_help=True, help="Pages of the HTML report; `snakemake --report` puts them together.")
 config_app = typer.Typer(no_args_is_help=True, help="Check an experiment file; generate the documentation of its keys.")
 app.add_typer(data_app, name="data")
 app.add_typer(paper_app, name="paper")
+app.add_typer(report_app, name="report")
 app.add_typer(config_app, name="config")
 
 Experiment = Annotated[Path, typer.Option("--experiment", "-e", help="experiment file")]
@@ -189,6 +191,33 @@ def paper_keep(directory: Path, experiment: Experiment = DEFAULT, results: Resul
 
     kept = keep_results(_paper(experiment, results), directory)
     typer.echo(f"{len(kept)} files in {directory}")
+
+
+@report_app.command("run")
+def report_run(run: str, out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """A page of a RUN (`<name>/<seed>`): configuration, training, everything measured, provenance."""
+    from cmapkd.files import write_atomic
+    from cmapkd.paper.run_page import render_run_page
+
+    write_atomic(out, render_run_page(_plan(experiment), _paper(experiment, results), run))
+
+
+@report_app.command("data")
+def report_data(dataset: str, out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """A page of a data set: splits, what they share, sources and licences."""
+    from cmapkd.data.shards import read_manifest
+    from cmapkd.files import write_atomic
+    from cmapkd.paper.log_page import render_data_page
+
+    write_atomic(out, render_data_page(read_manifest(_home(experiment, results) / "data" / dataset)))
+
+
+@report_app.command("logs")
+def report_logs(out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """A page for the log of each job behind the metrics, in the folder OUT."""
+    from cmapkd.paper.log_page import write_log_pages
+
+    write_log_pages(_plan(experiment), _home(experiment, results), out)
 
 
 @app.command("trace")

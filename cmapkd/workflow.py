@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.files import digest, sha256_of, write_atomic
+from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.figures import FIGURES
+from cmapkd.paper.log_page import logs_of
 from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
@@ -114,6 +116,51 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
     return {"config": digest(shown, 16), "code": fingerprint(*modules)}
 
 
+def part_labels(context: PaperContext, form: str) -> Callable[[Any, Any], dict[str, str]]:
+    """How the report lists a table or figure: its number in the paper, its title once it is made, and in which form."""
+
+    def labels(wildcards: Any, output: Any) -> dict[str, str]:
+        title = read_json(output.json)["title"]
+        return {"part": context.part_title(Path(output.json).stem), "about": title, "as": form}
+
+    return labels
+
+
+def run_pages(plan: Plan, home: str) -> list[str]:
+    """The report's page of the teacher and of every run and seed."""
+    directories = [f"{TEACHER}/{teacher_seed(plan.experiment)}", *(run.directory for run in plan.runs)]
+    return [f"{home}/report/runs/{directory}.html" for directory in directories]
+
+
+def run_title(plan: Plan, directory: str) -> str:
+    """A run's name, not that of its folder."""
+    return find_run(plan, directory).name
+
+
+def run_page_params(plan: Plan, context: PaperContext, directory: str) -> dict[str, str]:
+    """What a run's page shows beside the run's own files, and its code."""
+    run = find_run(plan, directory)
+    configured = {name: method.model_dump(mode="json") for name, method in plan.experiment.runs.items() if name == run.name}
+    shown = [configured, run.stages, *(entry.__dict__ for entry in context.runs if entry.name == run.name)]
+    return {"config": digest(shown, 16), "code": fingerprint("cmapkd.paper.run_page")}
+
+
+def log_title(plan: Plan, step: str, name: str) -> str:
+    """What the job of a log did; the log's own name if it is of no job of this plan."""
+    return logs_of(plan).get(f"{step}/{name}", (name, "", ""))[0]
+
+
+def log_inputs(plan: Plan, home: str) -> list[str]:
+    """Results of the jobs whose logs are in the report."""
+    manifests = [f"{home}/data/{dataset}/manifest.json" for dataset in plan.experiment.datasets]
+    return [*manifests, *(f"{home}/stages/{address}/stage.json" for address in plan.stages), *metrics(plan, home)]
+
+
+def log_params(plan: Plan) -> dict[str, str]:
+    """Which logs there are, and the code of their pages."""
+    return {"config": digest(logs_of(plan), 16), "code": fingerprint("cmapkd.paper.log_page")}
+
+
 def arrays(plan: Plan, home: str) -> list[str]:
     """Per-query arrays beside the metric files."""
     return [str(Path(file).with_suffix(".npz")) for file in metrics(plan, home)]
@@ -139,13 +186,14 @@ def table_title(name: str) -> str:
 
 def table_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one table depends on beside the metrics: settings, code and, of the table of tuned values, the file's content."""
-    params = paper_params(context, TABLES[name], "cmapkd.paper.latex")
+    params = paper_params(context, TABLES[name], "cmapkd.paper.latex", "cmapkd.paper.table_page")
     return {**params, "tuned": TunedFile(context).sha256} if name == "tuned" else params
 
 
 def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one figure depends on beside the metrics."""
-    return paper_params(context, FIGURES[name]) if name in FIGURES else {}
+    modules = ("cmapkd.paper.picture", "cmapkd.paper.table_page")
+    return paper_params(context, FIGURES[name], *modules) if name in FIGURES else {}
 
 
 def has_latex() -> bool:

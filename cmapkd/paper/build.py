@@ -20,8 +20,10 @@ from cmapkd.paper.cells import Cell, Table, decimals_of
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.document import render_document
 from cmapkd.paper.figures import Figure, draw_figure
-from cmapkd.paper.latex import render_macros, render_table
+from cmapkd.paper.latex import best_and_second, render_macros, render_table
 from cmapkd.paper.metrics import Metrics
+from cmapkd.paper.picture import picture_of
+from cmapkd.paper.table_page import render_figure_page, render_table_page
 from cmapkd.paper.tables import compute_table
 
 EPOCH = "946684800"  # 2000-01-01: any constant will do, it keeps the time of the build out of the PDF
@@ -33,23 +35,39 @@ TIMEOUT = 120  # [s] of one pdflatex run
 
 
 def build_table(name: str, context: PaperContext, metrics: Metrics | None = None) -> Table:
-    """Write ``paper/<name>.tex`` and ``paper/<name>.json``."""
+    """Write ``paper/<name>.tex``, ``paper/<name>.json`` and, for a browser, ``paper/<name>.html``."""
     table = compute_table(name, context, metrics or Metrics(context))
     content = table.to_json()
     for entry, column in zip(content["columns"], table.columns(), strict=True):
         values = [cell.value for row in table.rows if (cell := table.cell(row.key, column.key)) is not None]
         entry["decimals"] = decimals_of(values, column.decimals)
-    write_atomic(context.paper / f"{name}.tex", render_table(table))
+    latex = render_table(table)
+    write_atomic(context.paper / f"{name}.tex", latex)
     write_json(context.paper / f"{name}.json", content)
+    title = context.part_title(name)
+    write_atomic(context.paper / f"{name}.html", render_table_page(title, table, best_and_second(table), latex))
     return table
 
 
 def build_figure(name: str, context: PaperContext, metrics: Metrics | None = None) -> Figure:
-    """Write ``paper/<name>.pdf`` and ``paper/<name>.json``."""
+    """Write ``paper/<name>.pdf``, ``paper/<name>.json`` and, for a browser, ``paper/<name>.png`` and ``paper/<name>.html``."""
     with atomic_path(context.paper / f"{name}.pdf") as path:
         figure = draw_figure(name, context, metrics or Metrics(context), path)
     write_json(context.paper / f"{name}.json", figure.to_json())
+    write_figure_page(figure, context)
     return figure
+
+
+def write_figure_page(figure: Figure, context: PaperContext, latex: str = "") -> None:
+    """Write ``paper/<name>.html`` and, from ``paper/<name>.pdf``, ``paper/<name>.png``; without a PDF only the page."""
+    pdf, png = (context.paper / f"{figure.name}.{kind}" for kind in ("pdf", "png"))
+    picture = picture_of(pdf) if pdf.is_file() else None
+    if picture is None:
+        png.unlink(missing_ok=True)
+    else:
+        write_atomic(png, picture)
+    page = render_figure_page(context.part_title(figure.name), figure, picture, latex)
+    write_atomic(context.paper / f"{figure.name}.html", page)
 
 
 def build_numbers(context: PaperContext) -> None:

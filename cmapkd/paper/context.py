@@ -113,6 +113,13 @@ class PaperContext:
         """Tables of the text and of the appendix."""
         return (*self.tables, *self.appendix)
 
+    def part_title(self, name: str) -> str:
+        """What the paper calls a table or figure: ``Table 2``, ``Table A1`` in the appendix, ``Figure 3``."""
+        if name in self.appendix:
+            return f"Table A{self.appendix.index(name) + 1}"
+        kind = name.rstrip("0123456789")
+        return f"{kind} {name[len(kind) :]}".strip().capitalize()
+
     @property
     def experiment_digest(self) -> str:
         """SHA-256 of what the paper tells of the experiment's file: schedules, and what each run makes of them."""

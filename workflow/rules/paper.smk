@@ -5,7 +5,18 @@ rule table:
     input:
         lambda wildcards: parts.table_inputs(PLAN, PAPER, HOME, wildcards.table),
     output:
-        tex=report(f"{HOME}/paper/{{table}}.tex", category="Tables", caption="../report/table.rst", labels={"table": "{table}"}),
+        html=report(
+            f"{HOME}/paper/{{table}}.html",
+            category="Tables",
+            caption="../report/table.rst",
+            labels=parts.part_labels(PAPER, "page"),
+        ),
+        tex=report(
+            f"{HOME}/paper/{{table}}.tex",
+            category="Tables",
+            caption="../report/table.rst",
+            labels=parts.part_labels(PAPER, "source (LaTeX)"),
+        ),
         json=f"{HOME}/paper/{{table}}.json",
     log:
         f"{HOME}/logs/paper/{{table}}.log",
@@ -26,12 +37,19 @@ rule figure:
         parts.metrics(PLAN, HOME),
         parts.arrays(PLAN, HOME),
     output:
+        html=report(
+            f"{HOME}/paper/figure{{number}}.html",
+            category="Figures",
+            caption="../report/figure.rst",
+            labels=parts.part_labels(PAPER, "page"),
+        ),
         pdf=report(
             f"{HOME}/paper/figure{{number}}.pdf",
             category="Figures",
             caption="../report/figure.rst",
-            labels={"figure": "{number}"},
+            labels=parts.part_labels(PAPER, "print (PDF)"),
         ),
+        png=f"{HOME}/paper/figure{{number}}.png",
         json=f"{HOME}/paper/figure{{number}}.json",
     log:
         f"{HOME}/logs/paper/figure{{number}}.log",
@@ -50,8 +68,18 @@ rule document:
     input:
         expand(f"{HOME}/paper/{{part}}.json", part=PAPER.all_tables + PAPER.figures),
     output:
-        tex=f"{HOME}/paper/paper.tex",
-        numbers=f"{HOME}/paper/numbers.tex",
+        tex=report(
+            f"{HOME}/paper/paper.tex",
+            category="Paper",
+            caption="../report/paper.rst",
+            labels={"file": "paper.tex", "about": "its source"},
+        ),
+        numbers=report(
+            f"{HOME}/paper/numbers.tex",
+            category="Paper",
+            caption="../report/paper.rst",
+            labels={"file": "numbers.tex", "about": "every number as a macro"},
+        ),
     log:
         f"{HOME}/logs/paper/document.log",
     params:
@@ -69,7 +97,12 @@ rule pdf:
         expand(f"{HOME}/paper/{{table}}.tex", table=PAPER.all_tables),
         expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.figures),
     output:
-        report(f"{HOME}/paper/paper.pdf", category="Paper", caption="../report/paper.rst"),
+        report(
+            f"{HOME}/paper/paper.pdf",
+            category="Paper",
+            caption="../report/paper.rst",
+            labels={"file": "paper.pdf", "about": "the paper"},
+        ),
     log:
         f"{HOME}/logs/paper/pdf.log",
     params:
