@@ -21,6 +21,9 @@ TABLES = {
     "table3": "cmapkd.paper.tables.vqa_zeroshot",
     "table4": "cmapkd.paper.tables.ablation",
     "table5": "cmapkd.paper.tables.efficiency",
+    "glance": "cmapkd.paper.tables.glance",
+    "significance": "cmapkd.paper.tables.significance",
+    "planned": "cmapkd.paper.tables.planned",
     "levels": "cmapkd.paper.tables.levels",
     "tuned": "cmapkd.paper.tables.tuned",
 }
