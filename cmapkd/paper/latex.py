@@ -23,7 +23,7 @@ SPECIAL = {
 }  # fmt: skip
 ARROWS = {"up": r"$\,\uparrow$", "down": r"$\,\downarrow$", "": ""}
 DASH = "---"
-PLANNED = "planned before any experiment, not measured"
+PLANNED = "planned, not measured"
 MARKS = "*†‡§¶"
 MARK_LATEX = {"*": r"\ast", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "¶": r"\P"}
 
@@ -46,7 +46,8 @@ def render_table(table: Table, significance: Significance | None = None) -> str:
         blocks.append(_tabular(table, panels, marks))
     body = "\n\\par\\smallskip\n".join(blocks)
     notes = _notes(table)
-    gap = "5pt" if max(len(panel.columns) for panel in table.panels) <= 7 else "3.5pt"
+    widest = max(len(panel.columns) for panel in table.panels)
+    gap = "5pt" if widest <= 7 else "3.5pt" if widest <= 10 else "2.5pt"
     return (
         f"% {table.name}: made by cmapkd; every number has its parents in {table.name}.json\n"
         "\\begin{table}[tb]\n\\centering\n"
@@ -200,9 +201,9 @@ def _cell(table: Table, row: Row, column: Column, mark: str | None) -> str:
     deviations = [found.std for other in table.rows if (found := table.cell(other.key, column.key)) and found.std is not None]
     if cell.std is None and column.deviation and deviations:
         # Of one seed beside several: the number keeps its place above theirs.
-        text += f"\\phantom{{{{\\tiny$\\,\\pm\\,${number_of(max(deviations), decimals)}}}}}"
+        text += f"\\phantom{{{{\\tiny$\\pm${number_of(max(deviations), decimals)}}}}}"
     if cell.std is not None and column.deviation:
-        text += f"{{\\tiny$\\,\\pm\\,${number_of(cell.std, decimals)}}}"
+        text += f"{{\\tiny$\\pm${number_of(cell.std, decimals)}}}"
     return text
 
 

@@ -61,10 +61,11 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
             beside = [replace(column, key=PREFIX + column.key, planned=True, optional=True) for column in measured]
             panels.append(Panel(part.title, (*measured, *beside), tuple(keys)))
     ablations = [Row(run.name, run.shown, method=run.method, note=run.note) for run in _ablations(context)]
-    rows = (*rows_of(context, context.students()), *ablations)
+    teacher, *students = rows_of(context, context.students())
+    rows = (replace(teacher, label=TEACHER), *students, *ablations)
     caption = (
         "Planned numbers were written down before any experiment, for CLIP ViT-L/14 and ViT-B/16 on COCO 5K, VQAv2 and "
-        f"ImageNet-1K; they are not results. Measured: {'; '.join(_data(context))}; mean over {_seeds(context)}."
+        f"ImageNet-1K; they are not results. Image tower: parameters (M), FLOPs (G) and ms for an image. Measured: {'; '.join(_data(context))}; mean over {_seeds(context)}."
     )
     return Table(NAME, "Planned versus measured", caption, tuple(row for row in rows if row.key in cells), tuple(panels), cells)
 
@@ -105,14 +106,16 @@ def _parts(context: PaperContext) -> Iterator[Part]:
 
     costs = [
         Shown(
-            Column(f"table5:{key}", "image", group=group, direction="down", decimals=None, deviation=False, ranked=False),
+            Column(
+                f"table5:{key}", header, group="image tower", direction="down", decimals=None, deviation=False, ranked=False
+            ),
             ("efficiency", metric),
             scale,
         )
-        for key, group, metric, scale in (
-            ("image_parameters", "params (M)", "image_parameters", 1e-6),
-            ("image_flops", "FLOPs (G)", "image_flops", 1e-9),
-            ("latency_batch1", "ms/image", "latency_ms_batch1", 1.0),
+        for key, header, metric, scale in (
+            ("image_parameters", "M", "image_parameters", 1e-6),
+            ("image_flops", "GFLOPs", "image_flops", 1e-9),
+            ("latency_batch1", "ms", "latency_ms_batch1", 1.0),
         )
     ]
     costs += [percent("table5", "i2t_r1", "R@1", "image → text", "retrieval", split, "i2t_r1") for split in retrieval]
