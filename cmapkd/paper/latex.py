@@ -46,13 +46,14 @@ def render_table(table: Table, significance: Significance | None = None) -> str:
         blocks.append(_tabular(table, panels, marks))
     body = "\n\\par\\smallskip\n".join(blocks)
     notes = _notes(table)
+    size = "scriptsize" if len(blocks) > 3 else "footnotesize"  # or the table is taller than a page
     widest = max(len(panel.columns) for panel in table.panels)
     gap = "5pt" if widest <= 7 else "3.5pt" if widest <= 10 else "2.5pt"
     return (
         f"% {table.name}: made by cmapkd; every number has its parents in {table.name}.json\n"
         "\\begin{table}[tb]\n\\centering\n"
         f"\\caption{{{_bold(table.title)} {escape(table.caption)}}}\n\\label{{tab:{table.name}}}\n"
-        f"\\footnotesize\\setlength{{\\tabcolsep}}{{{gap}}}\n{body}\n{notes}\\end{{table}}\n"
+        f"\\{size}\\setlength{{\\tabcolsep}}{{{gap}}}\n{body}\n{notes}\\end{{table}}\n"
     )
 
 

@@ -65,7 +65,8 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
     rows = (replace(teacher, label=TEACHER), *students, *ablations)
     caption = (
         "Planned numbers were written down before any experiment, for CLIP ViT-L/14 and ViT-B/16 on COCO 5K, VQAv2 and "
-        f"ImageNet-1K; they are not results. Image tower: parameters (M), FLOPs (G) and ms for an image. Measured: {'; '.join(_data(context))}; mean over {_seeds(context)}."
+        "ImageNet-1K; they are not results. Image tower: parameters (M), FLOPs (G) and ms for an image. "
+        f"Measured: {'; '.join(_data(context))}; mean over {_seeds(context)}."
     )
     return Table(NAME, "Planned versus measured", caption, tuple(row for row in rows if row.key in cells), tuple(panels), cells)
 
