@@ -141,7 +141,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Difference:
     """One significance test of a table: a row against another in a column. Kept in the table's file, not printed as such."""
 
     row: str
@@ -170,7 +170,7 @@ class Table:
     panels: tuple[Panel, ...]
     cells: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     texts: Mapping[str, Mapping[str, Text]] = field(default_factory=dict)
-    tests: tuple[Tested, ...] = ()
+    tests: tuple[Difference, ...] = ()
     test_parents: tuple[Parent, ...] = ()  # of all tests: the variance between seeds is that of all students
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmapkd.errors import UserError
-from cmapkd.paper.cells import Table, Tested
+from cmapkd.paper.cells import Table, Difference
 from cmapkd.paper.queries import Keys, Queries
 from cmapkd.paper.statistics import Comparison, Sample, compare, holm, seed_variance, smallest_p
 
@@ -66,7 +66,9 @@ def with_tests(
     alpha = 1 - context.bootstrap.level
     tests = []
     for pair, found, corrected in zip(pairs, compared, holm([one.p for one in compared]), strict=True):
-        tests.append(Tested(*pair, found.difference, found.low, found.high, found.p, corrected, significant=corrected < alpha))
+        tests.append(
+            Difference(*pair, found.difference, found.low, found.high, found.p, corrected, significant=corrected < alpha)
+        )
     parents = dict.fromkeys(parent for name in columns.values() for parent in queries.parents(name, table.name))
     sentence = _sentence(context, len(tests), reference)
     return replace(table, caption=f"{table.caption} {sentence}", tests=tuple(tests), test_parents=tuple(parents))

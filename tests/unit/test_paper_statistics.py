@@ -95,12 +95,12 @@ def test_interval_of_one_seed_agrees_with_scipy() -> None:
     run, other = (resample([Ratio(row[None], np.ones(300))], 20_000, seed=0)[0] for row in ones)
     found = compare(run, other, None)
     reference = stats.bootstrap(
-        tuple(100.0 * ones), lambda a, b, axis: (a - b).mean(axis=axis), paired=True, n_resamples=20_000, method="percentile",
+        tuple(100.0 * ones), lambda a, b, axis: (a - b).mean(axis=axis), paired=True, n_resamples=5_000, method="percentile",
         random_state=np.random.default_rng(3),
     )  # fmt: skip
     assert found.difference == pytest.approx(100 * (ones[0].mean() - ones[1].mean()))
-    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.35)
-    assert found.error == pytest.approx(reference.standard_error, rel=0.03)
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.6)
+    assert found.error == pytest.approx(reference.standard_error, rel=0.05)
     assert found.freedom == math.inf
     normal = 2 * stats.norm.sf(abs(found.difference) / found.error)
     assert found.p == pytest.approx(normal, abs=0.01)
