@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmapkd.errors import UserError
-from cmapkd.paper.cells import Table, Difference
+from cmapkd.paper.cells import Difference, Table
 from cmapkd.paper.queries import Keys, Queries
 from cmapkd.paper.statistics import Comparison, Sample, compare, holm, seed_variance, smallest_p
 
