@@ -18,8 +18,8 @@ The draws are D + shrunk bootstrap + t, the interval is between their quantiles,
     2 (1 + min(#draws <= 0, #draws >= 0)) / (B + 1)        never zero (Davison and Hinkley, Bootstrap Methods, 1997, 4.2)
 
 Pooling assumes that trainings of the runs vary about alike. On made-up data with three seeds and nine runs the 95 % intervals
-hold the true difference in 96 to 97 % of cases; of a run whose seeds vary three times as much as the others', in 85 to 91 %.
-Resampling the seeds gives 76 % where they dominate (``tests/unit/test_paper_statistics.py`` repeats it). With one seed only
+hold the true difference in 95 to 97 % of cases; of a run whose seeds vary three times as much as the others', in 87 to 93 %.
+Resampling the seeds gives 80 % where they dominate (``tests/unit/test_paper_statistics.py`` repeats it). With one seed only
 queries are resampled: the result is about these two trainings, not about their methods.
 """
 
