@@ -108,6 +108,7 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
             context.weights_run,
             context.weights_samples,
         ],
+        "bootstrap": context.bootstrap.__dict__,
         "student": context.student_initialisation,
         "teacher": [context.teacher_label, context.teacher_seed],
         "experiment": context.experiment_digest,
@@ -167,7 +168,7 @@ def arrays(plan: Plan, home: str) -> list[str]:
 
 
 def table_inputs(plan: Plan, context: PaperContext, home: str, name: str) -> list[str]:
-    """Files that one table reads: the metrics, if it shows what was measured.
+    """Files that one table reads: metrics and the per-query arrays behind its tests, if it shows what was measured.
 
     Raises:
         UserError: the table of tuned values, without a file of them.
@@ -176,7 +177,7 @@ def table_inputs(plan: Plan, context: PaperContext, home: str, name: str) -> lis
         return []
     if name == "tuned":
         return [str(TunedFile(context).path)]
-    return metrics(plan, home)
+    return metrics(plan, home) + arrays(plan, home)
 
 
 def table_title(name: str) -> str:

@@ -381,6 +381,7 @@ class PromptKDConfig(MethodConfig):
     student_prompt_layers: int = Field(9, ge=1, unit="blocks", description="blocks of the student with prompts")
     teacher_prompts: TeacherPromptsConfig = Field(TeacherPromptsConfig(), description="how the teacher's prompts are learned")
 
+    note: ClassVar[str] = "Retrieves and classifies with the teacher's prompted text tower instead of the student's."
     deploys_teacher: ClassVar[bool] = True
 
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:

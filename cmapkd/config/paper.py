@@ -8,6 +8,21 @@ from cmapkd.config.base import Config, Field
 from cmapkd.errors import nearest
 
 
+class BootstrapConfig(Config):
+    """How differences between runs are tested: a paired bootstrap over queries, beside the variance between seeds."""
+
+    samples: int = Field(
+        10_000, ge=100, le=1_000_000, unit="resamples", description="resamples of the test set; no p is below 2 / (samples + 1)"
+    )
+    seed: int = Field(0, ge=0, description="seed of the resamples")
+    level: float = Field(
+        0.95,
+        ge=0.5,
+        lt=1,
+        description="level of the intervals; significant is a corrected p below 1 - level",
+    )
+
+
 class PaperConfig(Config):
     """What the paper holds. Nothing here changes a measurement."""
 
@@ -18,13 +33,17 @@ class PaperConfig(Config):
         ("table2", "table3", "table5"), description="tables, in the order in which the paper shows them"
     )
     appendix: tuple[str, ...] = Field((), description="tables of the appendix, in order; none of them also in `tables`")
-    full_run: str = Field("CMAPKD", description="the full method: the run that table 4 compares the ablations with")
+    full_run: str = Field(
+        "CMAPKD",
+        description="the full method: the run that table 4 compares the ablations with; runs of other methods are baselines",
+    )
     figures: tuple[str, ...] = Field(("figure3",), description="figures, in the order in which the paper shows them")
     planned: bool = Field(
         False,
-        description="show the planned numbers of `config/planned.yaml` beside the measured ones, labelled as planned; "
-        "they are not results",
+        description="add a table to the appendix that shows the planned numbers of `config/planned.yaml` beside the measured "
+        "ones, labelled as planned; they are not results, and no other table shows them",
     )
+    bootstrap: BootstrapConfig = Field(BootstrapConfig(), description="how differences are tested")
     labels: dict[str, str] = Field(
         {},
         description="what the paper calls a split: `<dataset>/<split>`, or `<task>:<dataset>/<split>` for one task "
@@ -54,6 +73,10 @@ class PaperConfig(Config):
         for name in self.appendix:
             if name in self.tables:
                 raise ValueError(f"appendix names {name!r}, which `tables` names already")
+        if "planned" in self.tables:
+            raise ValueError("planned numbers are no results: `planned: true` shows them in the appendix")
+        if "planned" in self.appendix and not self.planned:
+            raise ValueError("appendix names 'planned', which `planned: true` asks for")
         return self
 
     @field_validator("labels")

@@ -133,10 +133,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Panel:
-    """Columns shown together, over all rows; a table with several data sets stacks panels."""
+    """Columns shown together; a table with several data sets stacks panels."""
 
     title: str
     columns: tuple[Column, ...]
+    rows: tuple[str, ...] = ()  # keys of the rows it shows, in order; empty: all
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One significance test of a table: a row against another in a column. Kept in the table's file, not printed as such."""
+
+    row: str
+    against: str
+    column: str
+    difference: float  # percentage points, mean over seeds
+    low: float
+    high: float
+    p: float
+    corrected: float  # p corrected for the number of the table's tests
+    significant: bool  # corrected p below the table's level
 
 
 @dataclass(frozen=True)
@@ -154,19 +170,27 @@ class Table:
     panels: tuple[Panel, ...]
     cells: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     texts: Mapping[str, Mapping[str, Text]] = field(default_factory=dict)
+    tests: tuple[Difference, ...] = ()
+    test_parents: tuple[Parent, ...] = ()  # of all tests: the variance between seeds is that of all students
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns()]
         if len(set(keys)) < len(keys):
             raise ValueError(f"{self.name}: column keys are not unique: {keys}")
-        for row in self.rows:
-            for column in self.columns():
-                found = self.texts if column.text else self.cells
-                if not column.optional and column.key not in found.get(row.key, {}):
-                    reason = f"has no {'text' if column.text else 'number'}"
-                    raise UserError(
-                        key=f"{self.name} / {row.key} / {column.key}", reason=reason, fix="every cell needs a parent"
-                    )
+        for panel in self.panels:
+            for row in self.shown(panel):
+                for column in panel.columns:
+                    found = self.texts if column.text else self.cells
+                    if not column.optional and column.key not in found.get(row.key, {}):
+                        reason = f"has no {'text' if column.text else 'number'}"
+                        raise UserError(
+                            key=f"{self.name} / {row.key} / {column.key}", reason=reason, fix="every cell needs a parent"
+                        )
+
+    def shown(self, panel: Panel) -> tuple[Row, ...]:
+        """The rows of a panel."""
+        by_key = {row.key: row for row in self.rows}
+        return tuple(by_key[key] for key in panel.rows) if panel.rows else self.rows
 
     def columns(self) -> Iterator[Column]:
         for panel in self.panels:
@@ -195,13 +219,19 @@ class Table:
                     "panel": panel.title,
                     "direction": c.direction,
                     "planned": c.planned,
+                    **({"rows": list(panel.rows)} if panel.rows else {}),
                 }
                 for panel in self.panels
                 for c in panel.columns
             ],
             "cells": {row: {column: cell.to_json() for column, cell in cells.items()} for row, cells in self.cells.items()},
             "texts": {row: {column: text.to_json() for column, text in texts.items()} for row, texts in self.texts.items()},
+            **({"tests": self._tests()} if self.tests else {}),
         }
+
+    def _tests(self) -> dict[str, Any]:
+        parents = [{**asdict(parent), "keys": list(parent.keys)} for parent in self.test_parents]
+        return {"tests": [asdict(test) for test in self.tests], "parents": parents}
 
 
 def decimals_of(values: list[float], fixed: int | None) -> int:

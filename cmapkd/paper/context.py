@@ -52,6 +52,15 @@ class PaperStage:
 
 
 @dataclass(frozen=True)
+class Bootstrap:
+    """How differences are tested."""
+
+    samples: int = 10_000
+    seed: int = 0
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
 class PaperContext:
     """An experiment as the paper sees it.
 
@@ -82,6 +91,7 @@ class PaperContext:
     stages: tuple[PaperStage, ...] = ()  # of every schedule that a run uses
     global_batch: int = 0
     warmup: float = 0.0  # share of each stage
+    bootstrap: Bootstrap = Bootstrap()
     tuned_file: Path | None = None  # what the search of hyper-parameters found
     config_file: Path | None = None  # the experiment's file, for the commands that `trace` prints
 
@@ -107,6 +117,11 @@ class PaperContext:
             taken[directory.casefold()] = name
             found[name] = directory
         return found
+
+    @property
+    def splits(self) -> dict[Task, tuple[str, ...]]:
+        """Test splits of each task."""
+        return {"retrieval": self.retrieval, "vqa": self.vqa, "zeroshot": self.zeroshot}
 
     @property
     def all_tables(self) -> tuple[str, ...]:

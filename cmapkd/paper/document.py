@@ -5,6 +5,7 @@ Only packages of Debian's texlive-latex-recommended are used.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,8 @@ def render_document(context: PaperContext, metrics: Metrics, parts: Mapping[str,
         r"\section*{Results}",
         _pointers(context, parts),
     ]
-    lines += [f"{_numbered(name)}\\input{{{name}}}" for name in context.tables]
+    numbers = table_numbers(context.tables)
+    lines += [f"\\setcounter{{table}}{{{numbers[name] - 1}}}\\input{{{name}}}" for name in context.tables]
     lines += [_numbered(name) + _figure(name, parts[name]) for name in context.figures]
     lines += [r"\clearpage", r"\section*{Where the numbers come from}", _origins(files)]
     if context.appendix:
@@ -80,7 +82,8 @@ def statement(context: PaperContext, files: list[MetricFile]) -> str:
         sentences.append(f"Container image: {', '.join(_hash(image) for image in images)}.")
     if context.planned:
         sentences.append(
-            "Columns headed \\emph{planned} hold numbers that were written down before any experiment. They are not results."
+            "Columns headed \\emph{planned} of Table~\\ref{tab:planned} hold numbers that were written down before any "
+            "experiment. They are not results, and no other table shows them."
         )
     sentences.append(
         "This document was generated; each number in it is also a macro in \\texttt{numbers.tex}, and "
@@ -110,6 +113,13 @@ def _pointers(context: PaperContext, parts: Mapping[str, Mapping[str, Any]]) -> 
 
 def _lower(title: str) -> str:
     return escape(title[:1].lower() + title[1:])
+
+
+def table_numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """``table2`` is Table 2, whatever else the text shows; a table without a number takes the first that is free, from 0."""
+    fixed = {name: int(name.removeprefix("table")) for name in names if name.removeprefix("table").isdigit()}
+    free = (number for number in itertools.count() if number not in fixed.values())
+    return {name: fixed[name] if name in fixed else next(free) for name in names}
 
 
 def _numbered(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from cmapkd.config.methods import MethodConfig
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.config.tuning import PLACES
-from cmapkd.paper.context import PaperContext, PaperRun, PaperStage
+from cmapkd.paper.context import Bootstrap, PaperContext, PaperRun, PaperStage
 from cmapkd.plan import CONFIG, TEACHER
 from cmapkd.runs import teacher_seed
 
@@ -31,7 +31,7 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         student_initialisation=experiment.student.init,
         title=paper.title,
         tables=tuple(paper.tables),
-        appendix=tuple(paper.appendix),
+        appendix=_appendix(experiment),
         figures=tuple(paper.figures),
         labels=paper.labels,
         planned=paper.planned,
@@ -42,9 +42,16 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         stages=tuple(_stages(experiment)),
         global_batch=experiment.training.global_batch,
         warmup=experiment.training.warmup,
+        bootstrap=Bootstrap(**paper.bootstrap.model_dump()),
         tuned_file=_tuned_file(tuned, config_file) if tuned else None,
         config_file=config_file,
     )
+
+
+def _appendix(experiment: ExperimentConfig) -> tuple[str, ...]:
+    """Tables of the appendix; planned numbers come last if nothing else is said."""
+    paper = experiment.paper
+    return (*paper.appendix, "planned") if paper.planned and "planned" not in paper.appendix else tuple(paper.appendix)
 
 
 def _tuned_file(name: str, config_file: Path | None) -> Path:

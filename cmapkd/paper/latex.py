@@ -23,7 +23,7 @@ SPECIAL = {
 }  # fmt: skip
 ARROWS = {"up": r"$\,\uparrow$", "down": r"$\,\downarrow$", "": ""}
 DASH = "---"
-PLANNED = "planned before any experiment, not measured"
+PLANNED = "planned, not measured"
 MARKS = "*†‡§¶"
 MARK_LATEX = {"*": r"\ast", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "¶": r"\P"}
 
@@ -42,16 +42,18 @@ def render_table(table: Table, significance: Significance | None = None) -> str:
     """
     marks = best_and_second(table, significance)
     blocks: list[str] = []
-    for panels in _same_headings(_split_planned(table)):
+    for panels in _same_headings(table.panels):
         blocks.append(_tabular(table, panels, marks))
     body = "\n\\par\\smallskip\n".join(blocks)
     notes = _notes(table)
-    gap = "5pt" if max(len(panel.columns) for panel in table.panels) <= 7 else "3.5pt"
+    size = "scriptsize" if len(blocks) > 3 else "footnotesize"  # or the table is taller than a page
+    widest = max(len(panel.columns) for panel in table.panels)
+    gap = "5pt" if widest <= 7 else "3.5pt" if widest <= 10 else "2.5pt"
     return (
         f"% {table.name}: made by cmapkd; every number has its parents in {table.name}.json\n"
         "\\begin{table}[tb]\n\\centering\n"
         f"\\caption{{{_bold(table.title)} {escape(table.caption)}}}\n\\label{{tab:{table.name}}}\n"
-        f"\\footnotesize\\setlength{{\\tabcolsep}}{{{gap}}}\n{body}\n{notes}\\end{{table}}\n"
+        f"\\{size}\\setlength{{\\tabcolsep}}{{{gap}}}\n{body}\n{notes}\\end{{table}}\n"
     )
 
 
@@ -78,13 +80,6 @@ def best_and_second(table: Table, significance: Significance | None = None) -> d
     return marks
 
 
-def _split_planned(table: Table) -> tuple[Panel, ...]:
-    """Planned columns come in a block of their own after all measured ones: nobody can take one for the other."""
-    measured = [Panel(panel.title, tuple(c for c in panel.columns if not c.planned)) for panel in table.panels]
-    planned = [Panel("", tuple(c for c in panel.columns if c.planned)) for panel in table.panels]
-    return tuple(panel for panel in (*measured, *planned) if panel.columns)
-
-
 def _same_headings(panels: tuple[Panel, ...]) -> list[list[Panel]]:
     """Neighbouring panels with the same headings share one tabular, so that their columns align."""
     groups: list[list[Panel]] = []
@@ -103,6 +98,9 @@ def _tabular(table: Table, panels: list[Panel], marks: Mapping[tuple[str, str], 
     columns = panels[0].columns
     several = len(table.panels) > 1
     places = "".join("l" if column.text else "r" for column in columns)
+    for place in range(len(columns) - 1, 0, -1):
+        if columns[place].planned != columns[place - 1].planned:  # a wider gap between what was measured and what was planned
+            places = f"{places[:place]}@{{\\hskip 12pt}}{places[place:]}"
     lines = [f"\\begin{{tabular}}{{@{{}}l{places}@{{}}}}", "\\toprule"]
     lines += _header(columns)
     for index, panel in enumerate(panels):
@@ -111,7 +109,7 @@ def _tabular(table: Table, panels: list[Panel], marks: Mapping[tuple[str, str], 
             lines.append(f"\\multicolumn{{{len(columns) + 1}}}{{@{{}}l@{{}}}}{{\\emph{{{escape(panel.title)}}}}}\\\\")
             lines.append("\\addlinespace[2pt]")
         section = ""
-        for place, row in enumerate(table.rows):
+        for place, row in enumerate(table.shown(panel)):
             if row.section != section:
                 gap = "\\addlinespace\n" if place else ""
                 lines.append(f"{gap}\\multicolumn{{{len(columns) + 1}}}{{@{{}}l@{{}}}}{{\\emph{{{escape(row.section)}}}}}\\\\")
@@ -134,30 +132,25 @@ def _fit(tabular: str) -> str:
 
 
 def _header(columns: tuple[Column, ...]) -> list[str]:
-    spans: list[tuple[str, int, int]] = []  # (group, first column, last column), counted from 2: the first is the row's label
-    for index, column in enumerate(columns, start=2):
-        if spans and spans[-1][0] == column.group:
-            spans[-1] = (column.group, spans[-1][1], index)
-        else:
-            spans.append((column.group, index, index))
+    lines = _headings_of_planned(columns)
+    spans = _spans([f"{column.planned}{column.group}" for column in columns])
     # An arrow that a whole group shares stands in its heading: that keeps the columns narrow.
     shared = {
-        group: columns[first - 2].direction if len({c.direction for c in columns[first - 2 : last - 1]}) == 1 else ""
-        for group, first, last in spans
-        if group
+        first: columns[first].direction if len({c.direction for c in columns[first : last + 1]}) == 1 else ""
+        for first, last in spans
+        if columns[first].group
     }
-    lines = []
-    if columns[0].planned:
-        lines.append(f" & \\multicolumn{{{len(columns)}}}{{c}}{{\\emph{{{PLANNED}}}}} \\\\")
-        lines.append(f"\\cmidrule(l){{2-{len(columns) + 1}}}")
     if shared:
-        heads = [
-            f"\\multicolumn{{{last - first + 1}}}{{c}}{{{escape(group) + ARROWS[shared[group]] if group else ''}}}"
-            for group, first, last in spans
-        ]
+        heads = []
+        for first, last in spans:
+            group = columns[first].group
+            text = escape(group) + ARROWS[shared[first]] if group else ""
+            heads.append(f"\\multicolumn{{{last - first + 1}}}{{c}}{{{_planned(text, columns[first])}}}")
         lines.append(" & " + " & ".join(heads) + r" \\")
-        lines.append("".join(f"\\cmidrule(lr){{{first}-{last}}}" for group, first, last in spans if group))
-    heads = [_heading(column, arrow=not shared.get(column.group)) for column in columns]
+        # Columns are counted from 1, and the first is the row's label.
+        lines.append("".join(f"\\cmidrule(lr){{{first + 2}-{last + 2}}}" for first, last in spans if first in shared))
+    arrows = [not shared.get(first, "") for first, last in spans for _ in range(first, last + 1)]
+    heads = [_heading(column, arrow=arrow) for column, arrow in zip(columns, arrows, strict=True)]
     places = ["l" if column.text else "r" for column in columns]
     places[-1] += "@{}"  # the last head ends where the rules end, like the numbers below it
     lines.append(
@@ -168,9 +161,29 @@ def _header(columns: tuple[Column, ...]) -> list[str]:
     return lines
 
 
+def _headings_of_planned(columns: tuple[Column, ...]) -> list[str]:
+    """A line above all headings that says which columns are measured and which planned, if there are planned ones."""
+    if not any(column.planned for column in columns):
+        return []
+    spans = _spans([str(column.planned) for column in columns])
+    words = [f"\\emph{{{PLANNED}}}" if columns[first].planned else "measured" for first, _ in spans]
+    heads = [f"\\multicolumn{{{last - first + 1}}}{{c}}{{{word}}}" for (first, last), word in zip(spans, words, strict=True)]
+    rules = "".join(f"\\cmidrule(lr){{{first + 2}-{last + 2}}}" for first, last in spans)
+    return [" & " + " & ".join(heads) + r" \\", rules]
+
+
+def _spans(names: list[str]) -> list[tuple[int, int]]:
+    """First and last place of each stretch of equal names."""
+    starts = [place for place, name in enumerate(names) if place == 0 or names[place - 1] != name]
+    return [(first, last - 1) for first, last in zip(starts, [*starts[1:], len(names)], strict=True)]
+
+
 def _heading(column: Column, *, arrow: bool) -> str:
-    text = escape(column.header) + (ARROWS[column.direction] if arrow else "")
-    return f"\\emph{{{text}}}" if column.planned else text
+    return _planned(escape(column.header) + (ARROWS[column.direction] if arrow else ""), column)
+
+
+def _planned(text: str, column: Column) -> str:
+    return f"\\emph{{{text}}}" if column.planned and text else text
 
 
 def _cell(table: Table, row: Row, column: Column, mark: str | None) -> str:
@@ -189,9 +202,9 @@ def _cell(table: Table, row: Row, column: Column, mark: str | None) -> str:
     deviations = [found.std for other in table.rows if (found := table.cell(other.key, column.key)) and found.std is not None]
     if cell.std is None and column.deviation and deviations:
         # Of one seed beside several: the number keeps its place above theirs.
-        text += f"\\phantom{{{{\\tiny$\\,\\pm\\,${number_of(max(deviations), decimals)}}}}}"
+        text += f"\\phantom{{{{\\tiny$\\pm${number_of(max(deviations), decimals)}}}}}"
     if cell.std is not None and column.deviation:
-        text += f"{{\\tiny$\\,\\pm\\,${number_of(cell.std, decimals)}}}"
+        text += f"{{\\tiny$\\pm${number_of(cell.std, decimals)}}}"
     return text
 
 

@@ -94,7 +94,8 @@ def markdown_table(table: Mapping[str, Any]) -> list[str]:
             lines += ["", f"**{_plain(panel)}**"]
         heads = [_plain(" ".join(filter(None, (c["group"], c["header"])))) + ARROWS[c["direction"]] for c in columns]
         lines += ["", "| " + " | ".join(["", *heads]) + " |", "|" + "---|" * (len(columns) + 1)]
-        for row in table["rows"]:
+        shown = columns[0].get("rows") or [row["row"] for row in table["rows"]]
+        for row in (row for row in table["rows"] if row["row"] in shown):
             cells = [_cell(table, row["row"], column) for column in columns]
             lines.append("| " + " | ".join([_plain(row["label"]), *cells]) + " |")
     return lines
@@ -110,7 +111,10 @@ def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any]) -> str:
     decimals = column["decimals"]
     value = number_of(cell["value"], decimals)
     shown = value if cell["std"] is None else f"{value} ± {number_of(cell['std'], decimals)}"
-    return f"planned {shown}" if column.get("planned") else shown
+    if column.get("planned"):
+        return f"planned {shown}"
+    mark = next((m["mark"] for m in table.get("marks", ()) if (m["row"], m["column"]) == (row, column["column"])), "")
+    return {"best": f"**{shown}**", "second": f"<u>{shown}</u>"}.get(mark, shown)
 
 
 def _plain(text: str) -> str:

@@ -1,27 +1,35 @@
-"""Planned numbers, written before any experiment. They are never results: each is a cell marked so, in a column labelled so."""
+"""Planned numbers, written before any experiment. They are never results: each is a cell marked so, in a column labelled so.
+
+They are shown by the table ``planned`` of the appendix alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 import yaml
 
 from cmapkd.errors import UserError
-from cmapkd.paper.cells import Cell, Column, Parent
+from cmapkd.paper.cells import Cell, Parent
 from cmapkd.paper.context import PLANNED_FILE, PaperContext
 
 PREFIX = "planned:"
 
 
 def planned_cells(context: PaperContext, table: str, row: str) -> dict[str, Cell]:
-    """Planned numbers of one row, by column key with the prefix ``planned:``. Empty unless the experiment asks for them.
+    """Planned numbers of one row of a table, by column; empty if none were planned for it.
 
     Raises:
-        UserError: if the experiment asks for them and the file is missing or not of the form table -> row -> column -> number.
+        UserError: the experiment does not ask for them, or the file is missing or not of the form table -> row -> column ->
+            number.
     """
     if not context.planned:
-        return {}
+        raise UserError(
+            key="paper.planned",
+            value=False,
+            reason="planned numbers are not asked for",
+            fix="set it to true, or leave the table out",
+        )
     path = context.planned_file
     if not path.is_file():
         raise UserError(
@@ -32,7 +40,7 @@ def planned_cells(context: PaperContext, table: str, row: str) -> dict[str, Cell
     try:
         numbers = yaml.safe_load(raw)[table].get(row, {})
         return {
-            PREFIX + column: Cell(
+            column: Cell(
                 value=float(value),
                 n=1,
                 parents=(Parent(PLANNED_FILE, sha256, None, None, (table, row, column)),),
@@ -45,21 +53,3 @@ def planned_cells(context: PaperContext, table: str, row: str) -> dict[str, Cell
         raise UserError(
             key=str(path), reason=f"cannot be read for {table} / {row}: {error}", fix="restore it from the repository"
         ) from error
-
-
-def with_planned(context: PaperContext, columns: tuple[Column, ...], planned: set[str]) -> tuple[Column, ...]:
-    """``columns`` and, if the experiment asks for it, a planned column for each whose key is in ``planned``."""
-    if not context.planned:
-        return columns
-    extra = (
-        replace(
-            column,
-            key=PREFIX + column.key,
-            planned=True,
-            ranked=False,
-            optional=True,
-        )
-        for column in columns
-        if column.key in planned
-    )
-    return (*columns, *extra)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cmapkd.paper.cells import CAPTION, Cell, Column, Panel, Parent, Row, Table, Text, decimals_of, number_of
 from cmapkd.paper.figures import Figure
@@ -68,19 +69,20 @@ def render_figure_page(title: str, figure: Figure, picture: bytes | None, latex:
 
 def _panels(table: Table) -> list[Panel]:
     """Panels with measured columns, then those with planned ones: nobody can take one for the other."""
-    split = [Panel(p.title, tuple(c for c in p.columns if not c.planned)) for p in table.panels]
-    split += [Panel(p.title, tuple(c for c in p.columns if c.planned)) for p in table.panels]
+    split = [replace(p, columns=tuple(c for c in p.columns if not c.planned)) for p in table.panels]
+    split += [replace(p, columns=tuple(c for c in p.columns if c.planned)) for p in table.panels]
     return [panel for panel in split if panel.columns]
 
 
 def _block(table: Table, panel: Panel, marks: Marks) -> str:
     planned = panel.columns[0].planned
     lines, above = [], ""
-    for place, row in enumerate(table.rows):
+    rows = table.shown(panel)
+    for place, row in enumerate(rows):
         if row.section and row.section != above:
             lines.append(f'<tr class="heading"><th colspan="{len(panel.columns) + 1}">{escape(row.section)}</th></tr>')
         above = row.section
-        line = "ruled" if place and (row.ruled or table.rows[place - 1].teacher) else ""
+        line = "ruled" if place and (row.ruled or rows[place - 1].teacher) else ""
         cells = "".join(_cell(table, row, column, marks.get((row.key, column.key), "")) for column in panel.columns)
         lines.append(f"<tr{_class(line)}><th>{_label(table, row)}</th>{cells}</tr>")
     title = (f"{panel.title}: {PLANNED}" if panel.title else PLANNED.capitalize()) if planned else panel.title

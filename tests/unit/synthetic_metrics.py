@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from synthetic_queries import CAPTIONS, queries_of
 
 from cmapkd.files import sha256_of, write_json
-from cmapkd.paper.context import TEACHER, PaperContext, PaperRun, PaperStage
+from cmapkd.paper.context import TEACHER, Bootstrap, PaperContext, PaperRun, PaperStage
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("emoji_scenes/test_render", "emoji_scenes/test_concept")
@@ -58,6 +59,7 @@ def context(directory: Path, **changes: Any) -> PaperContext:
         "stages": STAGES,
         "global_batch": 128,
         "warmup": 0.1,
+        "bootstrap": Bootstrap(samples=4000),
     }
     return PaperContext(**{**settings, **changes})
 
@@ -65,11 +67,11 @@ def context(directory: Path, **changes: Any) -> PaperContext:
 def metrics_of(level: float, *, teacher: bool) -> dict[str, Any]:
     """Metrics that rise with ``level``."""
     recall = {
-        f"{way}_r{k}": round(level * (1 + 0.15 * np.log(k)) + shift, 2)
-        for way, shift in (("i2t", 0), ("t2i", -1.5))
+        f"{way}_r{k}": round((level * (1 + 0.15 * np.log(k)) + shift) * count / 100) * 100 / count  # whole queries
+        for way, shift, count in (("i2t", 0, SAMPLES), ("t2i", -1.5, CAPTIONS * SAMPLES))
         for k in (1, 5, 10)
     }
-    recall |= {"mean_recall": round(sum(recall.values()) / 6, 4), "images": SAMPLES, "captions": 5 * SAMPLES}
+    recall |= {"mean_recall": sum(recall.values()) / 6, "images": SAMPLES, "captions": CAPTIONS * SAMPLES}
     vqa = {"overall": 30 + level, "yes_no": 50 + level, "number": 20 + level, "other": 10 + level, "questions": 2 * SAMPLES}
     size = 4 if teacher else 1
     return {
@@ -107,10 +109,11 @@ def levels_of(level: float) -> dict[str, Any]:
 
 
 def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:
-    """Per-query arrays: a margin for each picture and, with ALSN, weights that lean on the coarse level of easy samples."""
+    """Per-query arrays: ranks and accuracies, a margin for each picture and, with ALSN, weights that lean on the coarse level
+    of easy samples."""
     generator = np.random.default_rng(7)
     noise = np.random.default_rng(1000 + seed)
-    arrays: dict[str, np.ndarray] = {}
+    arrays = queries_of(metrics_of(level, teacher=False), seed)
     for split in SPLITS:
         margin = generator.normal(0.05, 0.1, SAMPLES)
         arrays[f"retrieval/{split}/margin"] = margin

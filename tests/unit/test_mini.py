@@ -94,6 +94,8 @@ def test_what_a_table_needs_is_asked_for_before_anything_is_trained() -> None:
     assert "paper.full_run = 'CMAPDK'" in refusal(small(**changes, paper__full_run="CMAPDK"))
     assert parse_experiment(small(**changes)).paper.appendix == ("table4",)
     assert "tuned" in refusal(small(paper__appendix=["tuned"]))
+    assert "shows them in the appendix" in refusal(small(paper__planned=True, paper__tables=["planned"]))
+    assert "`planned: true` asks for" in refusal(small(paper__appendix=["planned"]))
     assert "which `tables` names already" in refusal(small(paper__tables=["table2"], paper__appendix=["table2"]))
 
 
@@ -105,10 +107,14 @@ def test_the_schedule_needs_no_metrics_and_the_tuned_values_their_file_alone(pla
     context.tuned_file.write_text("{runs: {}, search: {}}")
     assert workflow.table_inputs(plan, context, "home", "table1") == []
     assert workflow.table_inputs(plan, context, "home", "tuned") == [str(context.tuned_file)]
-    assert workflow.table_inputs(plan, context, "home", "table4") == workflow.metrics(plan, "home")
+    assert workflow.table_inputs(plan, context, "home", "table4") == workflow.metrics(plan, "home") + workflow.arrays(
+        plan, "home"
+    )
     before = {name: workflow.table_params(context, name) for name in ("table4", "tuned")}
     context.tuned_file.write_text("{runs: {A: {}}, search: {}}")
     assert workflow.table_params(context, "table4") == before["table4"]
     assert workflow.table_params(context, "tuned") != before["tuned"]
+    changed = replace(context, bootstrap=replace(context.bootstrap, samples=5000))
+    assert workflow.table_params(changed, "table4") != before["table4"]
     changed = replace(context, stages=context.stages[1:])
     assert workflow.table_params(changed, "table4") != before["table4"]

@@ -138,12 +138,12 @@ def test_an_undefined_macro_is_an_error_that_names_it(built: PaperContext, tmp_p
 
 @needs_latex
 def test_a_planned_number_stays_planned_in_prose(tmp_path: Path) -> None:
-    setting = context(tmp_path, planned=True, figures=())
+    setting = context(tmp_path, planned=True, figures=(), appendix=("planned",))
     write_all(setting)
-    for name in setting.tables:
+    for name in setting.all_tables:
         build_table(name, setting)
     build_numbers(setting)
-    assert r"{table2}{CMAPKD}{planned:i2t_r1}{57.2 (planned)}" in (setting.paper / "numbers.tex").read_text()
+    assert r"{planned}{CMAPKD}{planned:table2:i2t_r1}{57.2 (planned)}" in (setting.paper / "numbers.tex").read_text()
 
 
 @needs_latex

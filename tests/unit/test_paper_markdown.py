@@ -28,7 +28,7 @@ def test_what_is_kept_is_what_was_measured(tmp_path: Path) -> None:
     page = (tmp_path / "kept/README.md").read_text()
     cell = tables["table2"].cells["CMAPKD"]["i2t_r1"]
     row = next(line for line in page.splitlines() if line.startswith("| CMAPKD |"))
-    assert row.split("|")[2].strip() == f"{cell.value:.1f} ± {cell.std:.1f}"
+    assert row.split("|")[2].strip("* ") == f"{cell.value:.1f} ± {cell.std:.1f}"
     assert "commit" not in page or "uncommitted" in page
     assert keep_results(context, tmp_path / "kept") == kept
     assert (tmp_path / "kept/README.md").read_text() == page

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_metrics import ABLATIONS, REPOSITORY, RUNS, SPLITS, context, write_all, write_metrics, write_tuned
 
+from cmapkd.config.methods import C2KDConfig, LLaVAKDConfig, PromptKDConfig
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, sha256_of
 from cmapkd.paper.build import build_table
@@ -75,7 +76,7 @@ def test_table2_columns_and_values(setting: PaperContext) -> None:
     assert "Emoji Scenes, unseen drawings (in place of COCO 5K), 1,000 images and 5,000 captions" in table.caption
     assert "Student initialisation: random." in table.caption
     assert "One seed (0)" in table.caption
-    assert "no significance is claimed" in table.caption
+    assert "with one seed not over trainings" in table.caption
 
 
 def test_table3_has_the_question_only_baseline_unranked(setting: PaperContext) -> None:
@@ -192,35 +193,44 @@ def test_escape(text: str, latex: str) -> None:
     assert escape(text) == latex
 
 
-def test_planned_numbers_are_absent_by_default(setting: PaperContext) -> None:
-    setting = dataclasses.replace(setting, runs=(*RUNS, *ABLATIONS))
+@pytest.mark.parametrize("planned", [False, True])
+def test_planned_numbers_are_in_no_table_of_results(setting: PaperContext, planned: bool) -> None:
+    setting = dataclasses.replace(setting, runs=(*RUNS, *ABLATIONS), planned=planned)
     write_all(setting)
-    for name in ("table2", "table3", "table4", "table5"):
+    for name in ("glance", "table2", "table3", "table4", "table5", "significance"):
         build_table(name, setting)
         assert "planned" not in (setting.paper / f"{name}.tex").read_text()
         assert "planned" not in (setting.paper / f"{name}.json").read_text().replace('"planned": false', "")
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-@pytest.mark.parametrize("name", ["table2", "table3", "table4", "table5"])
-def test_planned_numbers_are_always_labelled(tmp_path: Path, name: str, seeds: tuple[int, ...]) -> None:
-    setting = context(tmp_path, planned=True, seeds=seeds, runs=(*RUNS, *ABLATIONS))
+def test_planned_numbers_are_always_labelled(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    setting = context(tmp_path, planned=True, seeds=seeds, runs=(*RUNS, *ABLATIONS), appendix=("planned",))
     write_all(setting)
-    table = build_table(name, setting)
-    planned = [column for column in table.columns() if column.planned]
-    assert planned
-    for row in table.rows:
-        for column in planned:
-            cell = table.cell(row.key, column.key)
-            assert cell is None or cell.planned
-        for column in table.columns():
-            cell = table.cell(row.key, column.key)
-            assert column.planned or (cell is None and column.optional) or (cell is not None and not cell.planned)
-    blocks = re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", (setting.paper / f"{name}.tex").read_text(), re.S)
-    assert len(blocks) == 2  # measured and planned never share a tabular
-    assert "planned" not in blocks[0]
-    assert "planned before any experiment, not measured" in blocks[1]
-    assert "\\textbf" not in blocks[1]
+    table = build_table("planned", setting)
+    assert "they are not results" in table.caption
+    assert [len(table.shown(panel)) for panel in table.panels] == [4, 3, 3, 3]
+    for panel in table.panels:
+        kinds = [column.planned for column in panel.columns]
+        assert kinds == sorted(kinds) and 2 * sum(kinds) == len(kinds)  # measured ones first, as many as planned ones
+        for column in panel.columns:
+            assert not column.ranked
+            for row in table.shown(panel):
+                cell = table.cell(row.key, column.key)
+                assert cell is None or cell.planned == column.planned
+    text = (setting.paper / "planned.tex").read_text()
+    blocks = re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", text, re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        assert re.search(r"\{measured\} & .*planned, not measured", block)
+        assert "\\textbf" not in block
+    for name, place in (("table2", 0), ("table5", 3)):
+        results = compute_table(name, setting, Metrics(setting))
+        columns = [column.key.partition(":")[2] for column in table.panels[place].columns if not column.planned]
+        for row in table.panels[place].rows:
+            for column in columns:
+                assert table.cells[row][f"{name}:{column}"] == results.cells[row][column]
+    assert "57.2" in blocks[0] and "\\emph{57.2}" in blocks[0]
 
 
 def test_planned_numbers_are_those_of_the_design() -> None:
@@ -236,18 +246,31 @@ def test_planned_numbers_are_those_of_the_design() -> None:
 def test_a_missing_planned_file_is_an_error(setting: PaperContext, tmp_path: Path) -> None:
     broken = dataclasses.replace(setting, planned=True, planned_file=tmp_path / "none.yaml")
     with pytest.raises(UserError, match=r"paper\.planned"):
-        compute_table("table2", broken, Metrics(broken))
+        compute_table("planned", broken, Metrics(broken))
+
+
+def test_planned_numbers_are_shown_on_request_only(setting: PaperContext) -> None:
+    with pytest.raises(UserError, match="not asked for"):
+        compute_table("planned", setting, Metrics(setting))
 
 
 def test_notes_and_deviations_are_printed(tmp_path: Path) -> None:
-    runs = (PaperRun("C2KD", note="Teacher backbone frozen."), *RUNS)
-    setting = context(tmp_path, runs=runs, seeds=(0, 1))
+    notes = {config.model_fields["method"].default: config.note for config in (C2KDConfig, LLaVAKDConfig, PromptKDConfig)}
+    runs = (*(PaperRun(name, method=name, note=note) for name, note in notes.items()), *RUNS)
+    setting = context(tmp_path, runs=runs, seeds=(0, 1), planned=True)
     write_all(setting)
-    text = render_table(compute_table("table2", setting, Metrics(setting)))
-    assert "C2KD$^{\\ast}$" in text
-    assert "$^{\\ast}$\\,Teacher backbone frozen." in text
-    assert "$\\,\\pm\\,$0.3" in text
-    assert "over 2 seeds" in text
+    for name in ("glance", "table2", "table3", "table5"):
+        text = render_table(compute_table(name, setting, Metrics(setting)))
+        for row, word, mark in (
+            ("c2kd", "frozen", "ast"),
+            ("llava", "dual encoder", "dagger"),
+            ("prompt", "text tower", "ddagger"),
+        ):
+            assert re.search(rf"^{row}[\w\\]*\$\^{{\\{mark}}}\$ &", text, re.M), (name, row)
+            assert re.search(rf"\$\^{{\\{mark}}}\$\\,[^$]*{word}", text), (name, row)
+        assert "Student initialisation: random." in text
+        assert "over 2 seeds" in text
+    assert "$\\pm$0.3" in text
 
 
 def test_ablations_are_not_rows_of_the_method_tables(tmp_path: Path) -> None:
@@ -369,10 +392,11 @@ def test_table4_prints_signs_marks_and_a_rule_above_the_full_method(ablated: Pap
 def test_table4_shows_what_is_evaluated(ablated: PaperContext) -> None:
     setting = dataclasses.replace(ablated, vqa=(), zeroshot=(), planned=True)
     table = compute_table("table4", setting, Metrics(setting))
-    assert [column.key for column in table.columns() if not column.planned][-1] == "difference"
-    assert [column.key for column in table.columns() if column.planned] == ["planned:i2t_r1"]
-    assert table.cells["CMAPKD"]["planned:i2t_r1"].value == 57.2
-    assert table.cells["w/o relation"]["planned:i2t_r1"].value == 56.5
+    assert [column.key for column in table.columns()][-1] == "difference"
+    planned = compute_table("planned", setting, Metrics(setting))
+    assert planned.cells["CMAPKD"]["planned:table4:i2t_r1"].value == 57.2
+    assert planned.cells["w/o relation"]["planned:table4:i2t_r1"].value == 56.5
+    assert planned.cells["w/o relation"]["table4:i2t_r1"] == table.cells["w/o relation"]["i2t_r1"]
 
 
 def test_table4_refuses_what_it_cannot_show(ablated: PaperContext) -> None:

@@ -125,18 +125,18 @@ def test_notes_captions_and_latex_are_there_and_escaped(setting: PaperContext) -
 
 
 def test_planned_numbers_stand_apart_and_say_so(tmp_path: Path) -> None:
-    made = context(tmp_path, planned=True)
+    made = context(tmp_path, planned=True, appendix=("planned",))
     write_all(made)
-    build_table("table2", made)
-    text = (made.paper / "table2.html").read_text()
+    build_table("planned", made)
+    text = (made.paper / "planned.html").read_text()
     cells = own_cells(Document(text))
     planned = {key for key, (attributes, _) in cells.items() if attributes.get("class") == "planned"}
-    content = read_json(made.paper / "table2.json")["cells"]
+    content = read_json(made.paper / "planned.json")["cells"]
     assert planned == {(row, column) for row in content for column, cell in content[row].items() if cell.get("planned")}
     assert planned
     head = text.index("not measured</h3>")
     places = {key: text.index(f'data-row="{key[0]}" data-column="{key[1]}"') for key in cells}
-    assert all((places[key] > head) == (key in planned or key[1].startswith("planned")) for key in cells)
+    assert all((places[key] > head) == (key in planned or "planned:" in key[1]) for key in cells)
 
 
 def test_names_of_runs_cannot_break_a_page(tmp_path: Path) -> None:

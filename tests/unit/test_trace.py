@@ -18,9 +18,9 @@ from cmapkd.paper.trace import parse_macro, trace
 
 @pytest.fixture
 def setting(tmp_path: Path) -> PaperContext:
-    made = context(tmp_path, seeds=(0, 1), planned=True)
+    made = context(tmp_path, seeds=(0, 1), planned=True, appendix=("planned",))
     write_all(made)
-    for name in made.tables:
+    for name in made.all_tables:
         build_table(name, made)
     return made
 
@@ -74,7 +74,7 @@ def test_a_ratio_names_the_teacher_too(setting: PaperContext) -> None:
 
 
 def test_a_planned_number_is_called_so(setting: PaperContext) -> None:
-    text = trace(setting, "table2", "CMAPKD", "planned:i2t_r1")
+    text = trace(setting, "planned", "CMAPKD", "planned:table2:i2t_r1")
     assert "PLANNED before any experiment: this is not a result" in text
     assert "planned.yaml" in text
 

@@ -6,12 +6,10 @@ from cmapkd.errors import UserError, nearest
 from cmapkd.paper.cells import CAPTION, Cell, Column, Panel, Row, Table, Text
 from cmapkd.paper.context import PaperContext, PaperRun
 from cmapkd.paper.metrics import PERCENT, Metrics
-from cmapkd.paper.planned import PREFIX, planned_cells, with_planned
+from cmapkd.paper.significance import with_tests
 from cmapkd.paper.tables.common import conditions, configured_text
 
 NAME = "table4"
-PLANNED = {"i2t_r1", "vqa_overall"}
-PLANNED_FULL = "progressive (full)"  # the design's name of the full method in this table
 
 
 def build(context: PaperContext, metrics: Metrics) -> Table:
@@ -37,8 +35,7 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
         data.append(f"Zero-shot: {context.label(context.zeroshot[0], 'zeroshot')}")
     cells: dict[str, dict[str, Cell]] = {}
     for row in rows:
-        planned = planned_cells(context, NAME, PLANNED_FULL if row.key == full.name else row.key)
-        cells[row.key] = {key: cell for key, cell in planned.items() if key.removeprefix(PREFIX) in sources}
+        cells[row.key] = {}
         for key, (_, keys) in sources.items():
             cells[row.key][key] = metrics.mean(row.key, keys, f"{NAME} / {row.key} / {key}", bounds=PERCENT)
         if row.key != full.name:
@@ -66,8 +63,8 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
         f"mean: over R@1, 5 and 10 of both directions; Δ: minus {full.shown} of the same seed. "
         f"{''.join(f'{entry}. ' for entry in data)}{conditions(context)}"
     )
-    shown = with_planned(context, tuple(columns), PLANNED)
-    return Table(NAME, "Component ablation", caption, rows, (Panel("", shown),), cells, texts)
+    table = Table(NAME, "Component ablation", caption, rows, (Panel("", tuple(columns)),), cells, texts)
+    return with_tests(context, metrics, table, {key: keys for key, (_, keys) in sources.items()}, full.name)
 
 
 def _runs(context: PaperContext) -> tuple[PaperRun, list[PaperRun]]:

@@ -28,17 +28,11 @@ def column_key(metric: str, split: str, splits: tuple[str, ...]) -> str:
 
 
 def conditions(context: PaperContext) -> str:
-    """Caption sentences that every table of results needs: initialisation, seeds, what bold means."""
+    """Caption sentences that every table of results needs: initialisation and seeds. Tests: ``significance.with_tests``."""
     initialisation = f"Student initialisation: {context.student_initialisation}."
     if len(context.seeds) == 1:
-        return (
-            f"{initialisation} One seed ({context.seeds[0]}). "
-            "Bold and underlined: best and second best student by value; with one seed no significance is claimed."
-        )
-    return (
-        f"{initialisation} Mean ± sample standard deviation over {len(context.seeds)} seeds (teacher: one). "
-        "Bold and underlined: best and second best student by mean; not tested for significance."
-    )
+        return f"{initialisation} One seed ({context.seeds[0]})."
+    return f"{initialisation} Mean ± sample standard deviation over {len(context.seeds)} seeds (teacher: one)."
 
 
 def short(label: str) -> str:

@@ -44,7 +44,16 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
     )
     weights = (
         *(
-            Column(f"weight_{level}", level, group="mean weight", direction="", ranked=False, optional=True, decimals=2)
+            Column(
+                f"weight_{level}",
+                level,
+                group="mean weight",
+                direction="",
+                ranked=False,
+                optional=True,
+                decimals=2,
+                deviation=False,
+            )
             for level in (*VISUAL, *LANGUAGE)
         ),
         *(

@@ -6,7 +6,7 @@ from cmapkd.errors import UserError
 from cmapkd.paper.cells import CAPTION, Cell, Column, Panel, Table
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.metrics import PERCENT, Metrics
-from cmapkd.paper.planned import planned_cells, with_planned
+from cmapkd.paper.significance import with_tests
 from cmapkd.paper.tables.common import column_key, conditions, rows_of, short
 
 NAME = "table2"
@@ -29,17 +29,17 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
         )
     rows = rows_of(context, context.students())
     keys = [row.key for row in rows]
-    cells: dict[str, dict[str, Cell]] = {key: planned_cells(context, NAME, key) for key in keys}
-    cells[CAPTION] = {}
-    panels, pools = [], []
+    cells: dict[str, dict[str, Cell]] = {key: {} for key in (*keys, CAPTION)}
+    panels, pools, tested = [], [], {}
     for split in context.retrieval:
         columns = []
         for metric, (group, header) in METRICS.items():
             key = column_key(metric, split, context.retrieval)
             columns.append(Column(key=key, header=header, group=group))
+            tested[key] = ("retrieval", split, "all", metric)
             for row in keys:
                 name = f"{NAME} / {row} / {key}"
-                cells[row][key] = metrics.mean(row, ("retrieval", split, "all", metric), name, bounds=PERCENT)
+                cells[row][key] = metrics.mean(row, tested[key], name, bounds=PERCENT)
         sizes = {}
         for count in ("images", "captions"):
             key = column_key(count, split, context.retrieval)
@@ -47,7 +47,6 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
             sizes[count] = f"{cells[CAPTION][key].value:,.0f} {count}"
         label = context.label(split, "retrieval")
         pools.append(f"{label}, {sizes['images']} and {sizes['captions']}")
-        primary = split == context.retrieval[0]
-        panels.append(Panel(short(label), with_planned(context, tuple(columns), set(METRICS)) if primary else tuple(columns)))
+        panels.append(Panel(short(label), tuple(columns)))
     caption = f"Recall at k in percent over all of the test set: {'; '.join(pools)}. {conditions(context)}"
-    return Table(NAME, "Image-text retrieval", caption, rows, tuple(panels), cells)
+    return with_tests(context, metrics, Table(NAME, "Image-text retrieval", caption, rows, tuple(panels), cells), tested)

@@ -11,7 +11,8 @@ from cmapkd.errors import UserError
 from cmapkd.paper.cells import CAPTION, Cell, Column, Panel, Table
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.metrics import PERCENT, Metrics
-from cmapkd.paper.planned import planned_cells, with_planned
+from cmapkd.paper.queries import Keys
+from cmapkd.paper.significance import with_tests
 from cmapkd.paper.tables.common import column_key, conditions, rows_of, short
 
 NAME = "table3"
@@ -23,7 +24,6 @@ VQA = {  # column -> (heading, keys below the split)
     "vqa_question_only": ("no image", ("question_only", "overall")),
 }
 ZEROSHOT = {"top1": ("top-1", ("all", "top1")), "top5": ("top-5", ("all", "top5"))}
-PLANNED = {"vqa_overall", "vqa_yes_no", "vqa_number", "vqa_other", "top1"}
 
 
 def build(context: PaperContext, metrics: Metrics) -> Table:
@@ -35,30 +35,29 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
             fix="name one in the configuration, or leave the table out",
         )
     rows = rows_of(context, context.students())
-    cells: dict[str, dict[str, Cell]] = {row.key: planned_cells(context, NAME, row.key) for row in rows}
-    cells[CAPTION] = {}
+    cells: dict[str, dict[str, Cell]] = {key: {} for key in (*(row.key for row in rows), CAPTION)}
+    tested: dict[str, Keys] = {}
     panels, data = [], []
     for index in range(max(len(context.vqa), len(context.zeroshot))):
         columns: list[Column] = []
         titles = []
         if index < len(context.vqa):
             split = context.vqa[index]
-            columns += _columns(context, metrics, cells, "vqa", split, context.vqa, VQA, "VQA accuracy")
+            columns += _columns(metrics, cells, tested, "vqa", split, context.vqa, VQA, "VQA accuracy")
             questions = _count(context, metrics, cells, "vqa", split, context.vqa, "questions")
             titles.append(f"VQA: {short(context.label(split, 'vqa'))}")
             data.append(f"VQA: {context.label(split, 'vqa')}, {questions}")
         if index < len(context.zeroshot):
             split = context.zeroshot[index]
-            columns += _columns(context, metrics, cells, "zeroshot", split, context.zeroshot, ZEROSHOT, "zero-shot")
+            columns += _columns(metrics, cells, tested, "zeroshot", split, context.zeroshot, ZEROSHOT, "zero-shot")
             images = _count(context, metrics, cells, "zeroshot", split, context.zeroshot, "images")
             classes = _count(context, metrics, cells, "zeroshot", split, context.zeroshot, "classes")
             titles.append(f"zero-shot: {short(context.label(split, 'zeroshot'))}")
             data.append(f"zero-shot: {context.label(split, 'zeroshot')}, {images}, {classes}")
-        shown = with_planned(context, tuple(columns), PLANNED) if index == 0 else tuple(columns)
-        panels.append(Panel("; ".join(titles), shown))
+        panels.append(Panel("; ".join(titles), tuple(columns)))
     baseline = " “No image” is the accuracy of the same head on the question alone." if context.vqa else ""
     caption = f"Accuracy in percent. {'; '.join(data)}.{baseline} {conditions(context)}"
-    return Table(NAME, _title(context), caption, rows, tuple(panels), cells)
+    return with_tests(context, metrics, Table(NAME, _title(context), caption, rows, tuple(panels), cells), tested)
 
 
 def _title(context: PaperContext) -> str:
@@ -68,20 +67,23 @@ def _title(context: PaperContext) -> str:
 
 
 def _columns(
-    context: PaperContext,
     metrics: Metrics,
     cells: dict[str, dict[str, Cell]],
+    tested: dict[str, Keys],
     task: str,
     split: str,
     splits: tuple[str, ...],
     headings: Mapping[str, tuple[str, tuple[str, ...]]],
     group: str,
 ) -> list[Column]:
-    """Columns of one task on one split; fills their cells."""
+    """Columns of one task on one split; fills their cells, and where the numbers of those that are tested lie."""
     columns = []
     for metric, (header, keys) in headings.items():
         key = column_key(metric, split, splits)
-        columns.append(Column(key=key, header=header, group=group, ranked=metric != "vqa_question_only"))
+        ranked = metric != "vqa_question_only"
+        columns.append(Column(key=key, header=header, group=group, ranked=ranked))
+        if ranked:
+            tested[key] = (task, split, *keys)
         for row in cells:
             if row != CAPTION:
                 cells[row][key] = metrics.mean(row, (task, split, *keys), f"{NAME} / {row} / {key}", bounds=PERCENT)
