@@ -22,7 +22,6 @@ from cmapkd.paper.document import render_document
 from cmapkd.paper.figures import Figure, draw_figure
 from cmapkd.paper.latex import render_macros, render_table
 from cmapkd.paper.metrics import Metrics
-from cmapkd.paper.significance import is_bold
 from cmapkd.paper.tables import compute_table
 
 EPOCH = "946684800"  # 2000-01-01: any constant will do, it keeps the time of the build out of the PDF
@@ -40,7 +39,7 @@ def build_table(name: str, context: PaperContext, metrics: Metrics | None = None
     for entry, column in zip(content["columns"], table.columns(), strict=True):
         values = [cell.value for row in table.rows if (cell := table.cell(row.key, column.key)) is not None]
         entry["decimals"] = decimals_of(values, column.decimals)
-    write_atomic(context.paper / f"{name}.tex", render_table(table, is_bold))
+    write_atomic(context.paper / f"{name}.tex", render_table(table))
     write_json(context.paper / f"{name}.json", content)
     return table
 
