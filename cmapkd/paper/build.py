@@ -23,7 +23,6 @@ from cmapkd.paper.figures import Figure, draw_figure
 from cmapkd.paper.latex import best_and_second, render_macros, render_table
 from cmapkd.paper.metrics import Metrics
 from cmapkd.paper.picture import picture_of
-from cmapkd.paper.significance import is_bold
 from cmapkd.paper.table_page import render_figure_page, render_table_page
 from cmapkd.paper.tables import compute_table
 
@@ -42,9 +41,9 @@ def build_table(name: str, context: PaperContext, metrics: Metrics | None = None
     for entry, column in zip(content["columns"], table.columns(), strict=True):
         values = [cell.value for row in table.rows if (cell := table.cell(row.key, column.key)) is not None]
         entry["decimals"] = decimals_of(values, column.decimals)
-    marks = best_and_second(table, is_bold)
+    marks = best_and_second(table)
     content["marks"] = [{"row": row, "column": column, "mark": mark} for (row, column), mark in marks.items()]
-    latex = render_table(table, is_bold)
+    latex = render_table(table)
     write_atomic(context.paper / f"{name}.tex", latex)
     write_json(context.paper / f"{name}.json", content)
     title = context.part_title(name)

@@ -202,6 +202,20 @@ class Table:
     def text(self, row: str, column: str) -> Text | None:
         return self.texts.get(row, {}).get(column)
 
+    def significantly_best(self, row: str, column: str) -> bool:
+        """Whether a student is the best by mean and, by the table's tests, significantly better than the best of the others."""
+        students = (other.key for other in self.rows if not other.teacher)
+        order = sorted(
+            ((cell.value, key) for key in students if (cell := self.cell(key, column)) is not None), key=lambda entry: -entry[0]
+        )
+        if len(order) < 2 or order[0][1] != row:
+            return False
+        second = order[1][1]  # of equals the first in the table, as the tests take it
+        for test in self.tests:
+            if test.column == column and {test.row, test.against} == {row, second}:
+                return test.significant and (test.difference > 0) == (test.row == row)
+        return False
+
     def column(self, key: str) -> Column | None:
         return next((column for column in self.columns() if column.key == key), None)
 

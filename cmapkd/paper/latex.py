@@ -38,7 +38,8 @@ def render_table(table: Table, significance: Significance | None = None) -> str:
 
     Args:
         table: the numbers.
-        significance: if given, only a best student for which it is true is set in bold.
+        significance: only a best student for which it is true is set in bold; by default what the table's tests say, if it
+            has tests.
     """
     marks = best_and_second(table, significance)
     blocks: list[str] = []
@@ -62,6 +63,8 @@ def best_and_second(table: Table, significance: Significance | None = None) -> d
 
     With fewer than two students nothing is marked, with fewer than three no second.
     """
+    if significance is None and table.tests:
+        significance = Table.significantly_best
     marks: dict[tuple[str, str], str] = {}
     for column in table.columns():
         if not column.ranked or column.planned or column.text or not column.direction:

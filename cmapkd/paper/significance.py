@@ -99,18 +99,6 @@ def enough_resamples(context: PaperContext, tests: int, table: str) -> None:
         )
 
 
-def is_bold(table: Table, row: str, column: str) -> bool:
-    """Whether a student is the best by mean and significantly better than the best of the others."""
-    values = {other.key: cell.value for other in table.rows if not other.teacher and (cell := table.cell(other.key, column))}
-    if row not in values or len(values) < 2 or best(values, list(values)) != row:
-        return False
-    second = best(values, [other for other in values if other != row])
-    for test in table.tests:
-        if test.column == column and {test.row, test.against} == {row, second}:
-            return test.significant and (test.difference > 0) == (test.row == row)
-    return False
-
-
 def _pairs(values: Mapping[str, float], reference: str | None, among: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs to compare in one column, each once."""
     runs = list(values)

@@ -19,7 +19,6 @@ from cmapkd.paper.context import TEACHER, Bootstrap, PaperContext, PaperRun
 from cmapkd.paper.latex import best_and_second, render_table
 from cmapkd.paper.metrics import Metrics
 from cmapkd.paper.queries import RECALLS, Queries
-from cmapkd.paper.significance import is_bold
 from cmapkd.paper.statistics import holm
 from cmapkd.paper.tables import compute_table
 
@@ -91,11 +90,11 @@ def test_a_baseline_that_is_best_meets_the_best_of_all_others(tmp_path: Path) ->
     write_all(setting, {**LEVELS, "KD": 35.0})
     table = compute_table("glance", setting, Metrics(setting))
     assert pairs(table.tests, "top1") == {("Scratch", "KD"), ("CMAPKD", "KD"), ("CMAPKD-E", "KD")}
-    assert not is_bold(table, "KD", "top1")
+    assert not table.significantly_best("KD", "top1")
     write_all(setting, {**LEVELS, "KD": 45.0})
     table = compute_table("glance", setting, Metrics(setting))
-    assert is_bold(table, "KD", "top1")  # by the test of the other against it
-    assert not is_bold(table, "CMAPKD-E", "top1")
+    assert table.significantly_best("KD", "top1")  # by the test of the other against it
+    assert not table.significantly_best("CMAPKD-E", "top1")
 
 
 def test_bold_needs_a_significant_difference(tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_ablations_meet_the_full_method_and_the_best_the_next_best(tmp_path: Pat
     full = {("w/o relation", "CMAPKD"), ("one-stage", "CMAPKD"), ("more", "CMAPKD")}
     assert pairs(table.tests, "top1") == full | {("more", "one-stage")}
     assert {test.column for test in table.tests} == {"i2t_r1", "t2i_r1", "mean_recall", "vqa_overall", "top1"}
-    assert best_and_second(table, is_bold)["more", "top1"] == "best"
+    assert best_and_second(table)["more", "top1"] == "best"
 
 
 def test_one_student_is_compared_with_nothing(tmp_path: Path) -> None:
