@@ -111,6 +111,8 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
             context.figures,
             context.weights_run,
             context.weights_samples,
+            context.appendix_figures,
+            context.analysis_run,
         ],
         "student": context.student_initialisation,
         "teacher": [context.teacher_label, context.teacher_seed],
@@ -143,6 +145,11 @@ def table_title(name: str) -> str:
     return f"Table {name.removeprefix('table')}"
 
 
+def figure_title(name: str) -> str:
+    """What messages call a figure: ``Figure 3``, or by its name where it has no number."""
+    return f"Figure {name.removeprefix('figure')}"
+
+
 def table_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one table depends on beside the metrics: settings, code and, of the table of tuned values, the file's content."""
     params = paper_params(context, TABLES[name], "cmapkd.paper.latex")
@@ -151,7 +158,7 @@ def table_params(context: PaperContext, name: str) -> dict[str, Any]:
 
 def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one figure depends on beside the metrics."""
-    return paper_params(context, FIGURES[name]) if name in FIGURES else {}
+    return paper_params(context, FIGURES[name])
 
 
 def has_latex() -> bool:

@@ -20,6 +20,9 @@ class PaperConfig(Config):
     appendix: tuple[str, ...] = Field((), description="tables of the appendix, in order; none of them also in `tables`")
     full_run: str = Field("CMAPKD", description="the full method: the run that table 4 compares the ablations with")
     figures: tuple[str, ...] = Field(("figure3",), description="figures, in the order in which the paper shows them")
+    appendix_figures: tuple[str, ...] = Field(
+        (), description="figures of the appendix, in order, after its tables; none of them also in `figures`"
+    )
     planned: bool = Field(
         False,
         description="show the planned numbers of `config/planned.yaml` beside the measured ones, labelled as planned; "
@@ -35,6 +38,11 @@ class PaperConfig(Config):
     )
     weights_samples: int = Field(100, ge=10, le=1000, unit="samples", description="samples drawn as points in figure 3")
 
+    analysis_run: str = Field(
+        "",
+        description="run whose weights and levels figures 4 to 6 show; empty: `full_run`, or the first run that recorded them",
+    )
+
     @field_validator("tables", "appendix")
     @classmethod
     def _known_tables(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -42,7 +50,7 @@ class PaperConfig(Config):
 
         return _known(names, list(TABLES), "table")
 
-    @field_validator("figures")
+    @field_validator("figures", "appendix_figures")
     @classmethod
     def _known_figures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         from cmapkd.paper.figures import FIGURES
@@ -54,6 +62,9 @@ class PaperConfig(Config):
         for name in self.appendix:
             if name in self.tables:
                 raise ValueError(f"appendix names {name!r}, which `tables` names already")
+        for name in self.appendix_figures:
+            if name in self.figures:
+                raise ValueError(f"appendix_figures names {name!r}, which `figures` names already")
         return self
 
     @field_validator("labels")

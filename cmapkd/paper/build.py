@@ -55,7 +55,7 @@ def build_figure(name: str, context: PaperContext, metrics: Metrics | None = Non
 def build_numbers(context: PaperContext) -> None:
     """Write ``paper/numbers.tex`` from the JSON of the tables and figures."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
-    for name in (*context.all_tables, *context.figures):
+    for name in (*context.all_tables, *context.all_figures):
         content = read_part(context, name)
         decimals = {column["column"]: column["decimals"] for column in content.get("columns", [])}
         rest = content.get("decimals", 0)  # what a table's caption states are counts
@@ -73,7 +73,7 @@ def build_document(context: PaperContext, metrics: Metrics | None = None) -> Non
         UserError: a table or figure is not built yet.
     """
     build_numbers(context)
-    parts = {name: read_part(context, name) for name in (*context.all_tables, *context.figures)}
+    parts = {name: read_part(context, name) for name in (*context.all_tables, *context.all_figures)}
     write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
 
 
@@ -94,7 +94,7 @@ def build_pdf(context: PaperContext) -> bool:
         "paper.tex",
         "numbers.tex",
         *(f"{name}.tex" for name in context.all_tables),
-        *(f"{name}.pdf" for name in context.figures),
+        *(f"{name}.pdf" for name in context.all_figures),
     ]
     inputs = [context.paper / name for name in names]
     for path in inputs:
@@ -109,7 +109,7 @@ def build_paper(context: PaperContext) -> bool:
     metrics = Metrics(context)
     for name in context.all_tables:
         build_table(name, context, metrics)
-    for name in context.figures:
+    for name in context.all_figures:
         build_figure(name, context, metrics)
     build_document(context, metrics)
     return build_pdf(context)

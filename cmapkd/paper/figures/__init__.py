@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "figure3": "cmapkd.paper.figures.weights_by_difficulty",
+    "figure4": "cmapkd.paper.figures.weights_by_type",
+    "figure5": "cmapkd.paper.figures.level_maps",
+    "figure6": "cmapkd.paper.figures.level_attention",
+    "curves": "cmapkd.paper.figures.training_curves",
+    "pareto": "cmapkd.paper.figures.pareto",
 }
 
 
