@@ -200,7 +200,7 @@ def _draw(
         axis.set_xlabel("language level")
     axes[0].set_ylabel("visual level")
     bar = canvas.colorbar(image, cax=canvas.add_axes((0.89, 0.17, 0.022, 0.69)))
-    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.4)
     bar.set_ticks(sorted({0.0, uniform, high}), labels=[number_of(tick, 2) for tick in sorted({0.0, uniform, high})])
     bar.ax.tick_params(labelsize=6, width=0.4, length=2)
     return canvas

@@ -172,7 +172,7 @@ def _draw(shares: Mapping[str, Shares], types: Types, levels: Mapping[str, tuple
     grid.update(hspace=0.3, wspace=0.1)
     for column, (tower, names) in enumerate(levels.items()):
         _radar(canvas, grid[0, column], shares[tower], names, radius)
-        canvas.text(0.135 + 0.855 * (0.24 + 0.52 * column), 0.905, TITLES[tower], ha="center", va="bottom", fontsize=7)
+        canvas.text(0.135 + 0.855 * (0.245 + 0.505 * column), 0.905, TITLES[tower], ha="center", va="bottom", fontsize=7)
     half = max(NARROWEST, *(1.08 * np.nanmax(np.abs([s.mean - s.overall, s.low - s.overall, s.high - s.overall]))
                             for s in shares.values()))  # fmt: skip
     first: Any = None
@@ -181,7 +181,7 @@ def _draw(shares: Mapping[str, Shares], types: Types, levels: Mapping[str, tuple
         _differences(axis, shares[tower], types, names)
         if first is None:
             axis.set_ylim(-half, half)
-            axis.set_ylabel("difference from\nmean of all")
+            axis.set_ylabel("weight − mean of all")
             axis.yaxis.set_major_formatter(lambda value, _: "0" if abs(value) < 1e-12 else minus(f"{value:+.2g}"))
             handles = axis.get_legend_handles_labels()
             canvas.legend(*handles, loc="upper center", ncols=len(types.names), frameon=False, handlelength=3, fontsize=7)
