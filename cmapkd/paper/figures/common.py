@@ -201,7 +201,7 @@ def minus(text: str) -> str:
 
 def probability(cell: Cell) -> str:
     """``p = 0.042``, or a bound for what is smaller than its last digit."""
-    return f"p = {cell.value:.3f}" if cell.value >= 0.0005 else "p < 0.001"
+    return f"p = {cell.value:.3f}" if cell.value >= 0.001 else "p < 0.001"
 
 
 def rounded(values: np.ndarray) -> list[float]:

@@ -88,7 +88,7 @@ def build(context: PaperContext, metrics: Metrics, path: Path) -> Figure:
                 cells[type_name][level] = mean_cell(values, (*found.parents, *types.parents), "mean weight of the type")
         cells[f"largest {tower}"], words[tower] = _largest(found, types, names)
     cells |= caption_cells(metrics, run.name, split, NAME)
-    radius = max(1.25, *(1.1 * np.nanmax([s.mean, s.high]) * s.mean.shape[1] for s in shares.values()))
+    radius = max(1.25, *(1.1 * float(np.nanmax([s.mean, s.high])) * s.mean.shape[1] for s in shares.values()))
     with paper_style():
         canvas = _draw(shares, types, levels, radius)
         save_pdf(canvas, path, "Layer weights by type of sample")
