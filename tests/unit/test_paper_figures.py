@@ -123,7 +123,9 @@ def test_figures_of_the_appendix_are_numbered_by_themselves(built: Built) -> Non
     assert "??" not in text
     assert "Overfull" not in built.latex
     assert "Float too large" not in built.latex
-    assert r"{figure6}{student}{difference}" in (built.setting.paper / "numbers.tex").read_text()
+    numbers = (built.setting.paper / "numbers.tex").read_text()
+    assert r"{figure6}{student}{difference}" in numbers
+    assert r"{figure4}{simple}{images}{250}" in numbers  # a count, without decimals
 
 
 def test_the_run_that_is_shown(setting: PaperContext) -> None:

@@ -38,6 +38,7 @@ class Figure:
     parents: tuple[Parent, ...]
     cells: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     decimals: int = 2  # of its numbers in prose
+    counts: tuple[str, ...] = ("images",)  # columns of numbers without decimals
     values: Mapping[str, Any] = field(default_factory=dict)  # JSON-able, as plotted
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class Figure:
             "caption": self.caption,
             "parents": [{**asdict(parent), "keys": list(parent.keys)} for parent in self.parents],
             "decimals": self.decimals,
+            "columns": [{"column": column, "decimals": 0} for column in self.counts],
             "cells": {row: {column: cell.to_json() for column, cell in cells.items()} for row, cells in self.cells.items()},
             "values": dict(self.values),
         }

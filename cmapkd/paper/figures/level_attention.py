@@ -104,6 +104,7 @@ def build(context: PaperContext, metrics: Metrics, path: Path) -> Figure:
         caption=_caption(context, run.shown, split, visual, language, matched, cells),
         parents=tuple(parents),
         cells=cells,
+        decimals=3,
         values={
             "split": split,
             "run": run.name,

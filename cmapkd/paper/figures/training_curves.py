@@ -78,6 +78,8 @@ def build(context: PaperContext, metrics: Metrics, path: Path) -> Figure:
         caption=_caption(context, [labels[run.name] for run in runs if run.name not in curves]),
         parents=tuple(dict.fromkeys(every)),
         cells=cells,
+        decimals=3,
+        counts=("steps",),
         values={
             run: [
                 {
