@@ -197,6 +197,13 @@ def write_metrics(
     return path
 
 
+def rewrite_arrays(setting: PaperContext, change: Any, run: str = "CMAPKD", seed: int = 0) -> None:
+    """The run's metric file again, its arrays changed by ``change(arrays)``."""
+    arrays = arrays_of(20.0, seed, alsn=run == "CMAPKD")
+    change(arrays)
+    write_metrics(setting, run, seed, 23.5, alsn=run == "CMAPKD", arrays=arrays)
+
+
 def write_all(setting: PaperContext, levels: dict[str, float] | None = None) -> None:
     """Metric files of the teacher and every run at every seed."""
     levels = levels or {TEACHER: 32.0, "Scratch": 17.0, "KD": 21.5, "CMAPKD": 23.5}
