@@ -107,6 +107,8 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
             context.figures,
             context.weights_run,
             context.weights_samples,
+            context.appendix_figures,
+            context.analysis_run,
         ],
         "bootstrap": context.bootstrap.__dict__,
         "student": context.student_initialisation,
@@ -185,6 +187,11 @@ def table_title(name: str) -> str:
     return f"Table {name.removeprefix('table')}"
 
 
+def figure_title(name: str) -> str:
+    """What messages call a figure: ``Figure 3``, or by its name where it has no number."""
+    return f"Figure {name.removeprefix('figure')}"
+
+
 def table_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one table depends on beside the metrics: settings, code and, of the table of tuned values, the file's content."""
     params = paper_params(context, TABLES[name], "cmapkd.paper.latex", "cmapkd.paper.table_page")
@@ -193,8 +200,7 @@ def table_params(context: PaperContext, name: str) -> dict[str, Any]:
 
 def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one figure depends on beside the metrics."""
-    modules = ("cmapkd.paper.picture", "cmapkd.paper.table_page")
-    return paper_params(context, FIGURES[name], *modules) if name in FIGURES else {}
+    return paper_params(context, FIGURES[name], "cmapkd.paper.picture", "cmapkd.paper.table_page")
 
 
 def has_latex() -> bool:

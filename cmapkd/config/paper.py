@@ -38,6 +38,9 @@ class PaperConfig(Config):
         description="the full method: the run that table 4 compares the ablations with; runs of other methods are baselines",
     )
     figures: tuple[str, ...] = Field(("figure3",), description="figures, in the order in which the paper shows them")
+    appendix_figures: tuple[str, ...] = Field(
+        (), description="figures of the appendix, in order, after its tables; none of them also in `figures`"
+    )
     planned: bool = Field(
         False,
         description="add a table to the appendix that shows the planned numbers of `config/planned.yaml` beside the measured "
@@ -54,6 +57,11 @@ class PaperConfig(Config):
     )
     weights_samples: int = Field(100, ge=10, le=1000, unit="samples", description="samples drawn as points in figure 3")
 
+    analysis_run: str = Field(
+        "",
+        description="run whose weights and levels figures 4 to 6 show; empty: `full_run`, or the first run that recorded them",
+    )
+
     @field_validator("tables", "appendix")
     @classmethod
     def _known_tables(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -61,7 +69,7 @@ class PaperConfig(Config):
 
         return _known(names, list(TABLES), "table")
 
-    @field_validator("figures")
+    @field_validator("figures", "appendix_figures")
     @classmethod
     def _known_figures(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         from cmapkd.paper.figures import FIGURES
@@ -77,6 +85,9 @@ class PaperConfig(Config):
             raise ValueError("planned numbers are no results: `planned: true` shows them in the appendix")
         if "planned" in self.appendix and not self.planned:
             raise ValueError("appendix names 'planned', which `planned: true` asks for")
+        for name in self.appendix_figures:
+            if name in self.figures:
+                raise ValueError(f"appendix_figures names {name!r}, which `figures` names already")
         return self
 
     @field_validator("labels")

@@ -75,7 +75,7 @@ def write_figure_page(figure: Figure, context: PaperContext, latex: str = "") ->
 def build_numbers(context: PaperContext) -> None:
     """Write ``paper/numbers.tex`` from the JSON of the tables and figures."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
-    for name in (*context.all_tables, *context.figures):
+    for name in (*context.all_tables, *context.all_figures):
         content = read_part(context, name)
         decimals = {column["column"]: column["decimals"] for column in content.get("columns", [])}
         rest = content.get("decimals", 0)  # what a table's caption states are counts
@@ -93,7 +93,7 @@ def build_document(context: PaperContext, metrics: Metrics | None = None) -> Non
         UserError: a table or figure is not built yet.
     """
     build_numbers(context)
-    parts = {name: read_part(context, name) for name in (*context.all_tables, *context.figures)}
+    parts = {name: read_part(context, name) for name in (*context.all_tables, *context.all_figures)}
     write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
 
 
@@ -114,7 +114,7 @@ def build_pdf(context: PaperContext) -> bool:
         "paper.tex",
         "numbers.tex",
         *(f"{name}.tex" for name in context.all_tables),
-        *(f"{name}.pdf" for name in context.figures),
+        *(f"{name}.pdf" for name in context.all_figures),
     ]
     inputs = [context.paper / name for name in names]
     for path in inputs:
@@ -129,7 +129,7 @@ def build_paper(context: PaperContext) -> bool:
     metrics = Metrics(context)
     for name in context.all_tables:
         build_table(name, context, metrics)
-    for name in context.figures:
+    for name in context.all_figures:
         build_figure(name, context, metrics)
     build_document(context, metrics)
     return build_pdf(context)

@@ -28,6 +28,8 @@ class PaperRun:
     note: str = ""  # footnote: how it deviates from the published method
     schedule: str = ""
     lr_scale: float = 1.0
+    level_temperature: float | None = None  # of the distributions over pairs of levels (`temperature_kd`); None: no levels
+    deploys_teacher: bool = False  # inference needs a part of the teacher
     changes: tuple[str, ...] = ()  # of an ablation: the options in which it differs from the full method, "key = value"
 
     @property
@@ -82,11 +84,13 @@ class PaperContext:
     tables: tuple[str, ...] = ()
     appendix: tuple[str, ...] = ()  # tables after those
     figures: tuple[str, ...] = ()
+    appendix_figures: tuple[str, ...] = ()  # figures after the tables of the appendix
     labels: Mapping[str, str] = field(default_factory=dict)
     planned: bool = False
     planned_file: Path = Path(PLANNED_FILE)
     weights_run: str = ""  # "": the first run that recorded ALSN weights
     weights_samples: int = 100
+    analysis_run: str = ""  # "": the full run, or the first run that recorded what a figure shows
     full_run: str = "CMAPKD"  # what the ablations are compared with
     stages: tuple[PaperStage, ...] = ()  # of every schedule that a run uses
     global_batch: int = 0
@@ -132,13 +136,20 @@ class PaperContext:
         """What the paper calls a table or figure: ``Table 2``, ``Table A1`` in the appendix, ``Figure 3``."""
         if name in self.appendix:
             return f"Table A{self.appendix.index(name) + 1}"
+        if name in self.appendix_figures:
+            return f"Figure A{self.appendix_figures.index(name) + 1}"
         kind = name.rstrip("0123456789")
         return f"{kind} {name[len(kind) :]}".strip().capitalize()
 
     @property
+    def all_figures(self) -> tuple[str, ...]:
+        """Figures of the text and of the appendix."""
+        return (*self.figures, *self.appendix_figures)
+
+    @property
     def experiment_digest(self) -> str:
         """SHA-256 of what the paper tells of the experiment's file: schedules, and what each run makes of them."""
-        runs = [[run.name, run.group, run.schedule, run.lr_scale, run.changes] for run in self.runs]
+        runs = [[run.name, run.group, run.schedule, run.lr_scale, run.changes, run.level_temperature] for run in self.runs]
         return digest([[asdict(stage) for stage in self.stages], runs, self.global_batch, self.warmup, self.full_run])
 
     @property

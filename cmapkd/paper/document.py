@@ -57,11 +57,13 @@ def render_document(context: PaperContext, metrics: Metrics, parts: Mapping[str,
     lines += [f"\\setcounter{{table}}{{{numbers[name] - 1}}}\\input{{{name}}}" for name in context.tables]
     lines += [_numbered(name) + _figure(name, parts[name]) for name in context.figures]
     lines += [r"\clearpage", r"\section*{Where the numbers come from}", _origins(files)]
-    if context.appendix:
-        # Tables A1, A2, ...; hyperref tells them from those of the text by \theHtable.
-        lines += [r"\clearpage\appendix\setcounter{table}{0}"]
+    if context.appendix or context.appendix_figures:
+        # Tables and figures A1, A2, ...; hyperref tells them from those of the text by \theHtable and \theHfigure.
+        lines += [r"\clearpage\appendix\setcounter{table}{0}\setcounter{figure}{0}"]
         lines += [r"\renewcommand{\thetable}{A\arabic{table}}\renewcommand{\theHtable}{A\arabic{table}}"]
+        lines += [r"\renewcommand{\thefigure}{A\arabic{figure}}\renewcommand{\theHfigure}{A\arabic{figure}}"]
         lines += [f"{_numbered(name)}\\input{{{name}}}" for name in context.appendix]
+        lines += [_figure(name, parts[name]) for name in context.appendix_figures]
     lines += [r"\end{document}", ""]
     return "\n".join(lines)
 
@@ -107,7 +109,7 @@ def _data(files: list[MetricFile]) -> str:
 
 def _pointers(context: PaperContext, parts: Mapping[str, Mapping[str, Any]]) -> str:
     names = [f"Table~\\ref{{tab:{name}}} ({_lower(parts[name]['title'])})" for name in context.all_tables]
-    names += [f"Figure~\\ref{{fig:{name}}} ({_lower(parts[name]['title'])})" for name in context.figures]
+    names += [f"Figure~\\ref{{fig:{name}}} ({_lower(parts[name]['title'])})" for name in context.all_figures]
     return f"{'; '.join(names)}." if names else "No table and no figure is configured."
 
 

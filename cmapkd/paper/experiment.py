@@ -33,11 +33,13 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         tables=tuple(paper.tables),
         appendix=_appendix(experiment),
         figures=tuple(paper.figures),
+        appendix_figures=tuple(paper.appendix_figures),
         labels=paper.labels,
         planned=paper.planned,
         planned_file=CONFIG / "planned.yaml",
         weights_run=paper.weights_run,
         weights_samples=paper.weights_samples,
+        analysis_run=paper.analysis_run,
         full_run=paper.full_run,
         stages=tuple(_stages(experiment)),
         global_batch=experiment.training.global_batch,
@@ -70,6 +72,8 @@ def _run(experiment: ExperimentConfig, name: str, method: Any) -> PaperRun:
         note=method.note,
         schedule=method.schedule,
         lr_scale=method.lr_scale,
+        level_temperature=method.temperature_kd if method.uses_pyramid else None,
+        deploys_teacher=method.deploys_teacher,
         changes=_changes(method, full) if method.group == "ablation" and full is not None else (),
     )
 

@@ -33,7 +33,7 @@ def keep_results(context: PaperContext, directory: Path) -> list[Path]:
         UserError: a metric file, a table or a figure is missing or damaged.
     """
     metrics = Metrics(context)
-    names = [*context.all_tables, *context.figures]
+    names = [*context.all_tables, *context.all_figures]
     parts = {name: read_part(context, name) for name in names}
     files = [metrics.file(TEACHER, context.teacher_seed, "results to keep").path]
     files += [metrics.file(run.name, seed, "results to keep").path for run in context.runs for seed in context.seeds]

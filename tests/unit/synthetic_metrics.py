@@ -25,7 +25,7 @@ LABELS = {
 RUNS = (
     PaperRun("Scratch", method="scratch"),
     PaperRun("KD", method="kd"),
-    PaperRun("CMAPKD", method="cmapkd"),
+    PaperRun("CMAPKD", method="cmapkd", level_temperature=0.1),
 )
 ABLATIONS = (
     PaperRun("w/o relation", method="cmapkd", group="ablation", schedule="progressive", changes=("weights.relation = 0",)),
@@ -38,6 +38,8 @@ STAGES = (
     PaperStage("standard", "train", 4, 1.5e-3, 0.0, ("student", "heads")),
 )
 SAMPLES = 1000
+KEPT = 40  # pictures of which the pooled levels are there
+VISUAL, LANGUAGE = ("P2", "P3", "P4", "P5"), ("L1", "L2", "L3", "L4")
 
 
 def context(directory: Path, **changes: Any) -> PaperContext:
@@ -94,6 +96,13 @@ def levels_of(level: float) -> dict[str, Any]:
         side: {
             "accuracy": {pair: level + place + shift for place, pair in enumerate(pairs)},
             "mean_cka": {"visual": 0.9, "language": 0.4},
+            "cka": {
+                f"{a}-{b}": 0.01 * level + 0.1 * (first + second) / 2 + shift / 100
+                for names in (VISUAL, LANGUAGE)
+                for first, a in enumerate(names)
+                for second, b in enumerate(names)
+                if first < second
+            },
         }
         for side, shift in (("student", 0), ("teacher", 9))
     }
@@ -105,7 +114,8 @@ def levels_of(level: float) -> dict[str, Any]:
         fine = {**mean, f"{letter}{first + 1}": 0.26}
         weights[tower] = {"all": of_all, "simple": of_all, "fine": {**of_all, "mean": fine}}
         follows[tower] = {"easiest": 0.75, "farthest": 0.1, "rho": {}}
-    return {**sides, "both": {"mean_cka": 0.6}, "weights": weights, "follows": follows}
+    cka = {name: 0.5 + 0.001 * level + 0.05 * place for place, name in enumerate((*VISUAL, *LANGUAGE))}
+    return {**sides, "both": {"mean_cka": 0.6, "cka": cka}, "weights": weights, "follows": follows}
 
 
 def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:
@@ -127,6 +137,33 @@ def arrays_of(level: float, seed: int, *, alsn: bool) -> dict[str, np.ndarray]:
                 )
                 weights = np.exp(logits)
                 arrays[f"alsn/{split}/{tower}"] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return arrays | curves_of(level, seed, pyramid=alsn) | (level_arrays(seed) if alsn else {})
+
+
+def curves_of(level: float, seed: int, *, pyramid: bool) -> dict[str, np.ndarray]:
+    """Block means of the training log: falling terms; with a pyramid two stages, else one."""
+    noise = np.random.default_rng(2000 + seed)
+    arrays = {}
+    for place, stage in enumerate(("coarse", "fine") if pyramid else ("train",)):
+        step = np.arange(20) * 5.0 + 2
+        falling = np.exp(-step / 60) + noise.normal(0, 0.01, 20)
+        terms = {"task": 3 * falling, "distillation": falling + 0.01 * level}
+        terms |= {"intra": 1.5 * falling, "weight_P2": np.full(20, 0.25)} if pyramid else {}
+        rest = {"step": step, "loss": 4 * falling, "lr": 0.001 * falling, "grad_norm": falling, "samples_per_second": step}
+        arrays |= {f"curves/{place}/{stage}/{name}": values.astype(np.float32) for name, values in (rest | terms).items()}
+    return arrays
+
+
+def level_arrays(seed: int) -> dict[str, np.ndarray]:
+    """Of student and teacher: similarities in which matched levels are closer, and pooled levels that are apart."""
+    noise = np.random.default_rng(3000 + seed)
+    arrays = {}
+    for side, closer in (("student", 0.05), ("teacher", 0.1)):
+        similarity = noise.normal(0.3, 0.05, (SAMPLES, 4, 4)) + closer * np.eye(4) + [0.2, 0.1, 0, 0]
+        arrays[f"levels/{SPLITS[0]}/{side}/similarity"] = similarity.astype(np.float16)
+        for place, name in enumerate((*VISUAL, *LANGUAGE)):
+            features = noise.normal(0, 0.3, (KEPT, 8)) + 2 * np.eye(8)[place]
+            arrays[f"levels/{SPLITS[0]}/{side}/{name}"] = features.astype(np.float16)
     return arrays
 
 
@@ -165,6 +202,13 @@ def write_metrics(
         edit(content)
     write_json(path, content)
     return path
+
+
+def rewrite_arrays(setting: PaperContext, change: Any, run: str = "CMAPKD", seed: int = 0) -> None:
+    """The run's metric file again, its arrays changed by ``change(arrays)``."""
+    arrays = arrays_of(20.0, seed, alsn=run == "CMAPKD")
+    change(arrays)
+    write_metrics(setting, run, seed, 23.5, alsn=run == "CMAPKD", arrays=arrays)
 
 
 def write_all(setting: PaperContext, levels: dict[str, float] | None = None) -> None:

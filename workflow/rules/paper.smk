@@ -38,35 +38,36 @@ rule figure:
         parts.arrays(PLAN, HOME),
     output:
         html=report(
-            f"{HOME}/paper/figure{{number}}.html",
+            f"{HOME}/paper/{{figure}}.html",
             category="Figures",
             caption="../report/figure.rst",
             labels=parts.part_labels(PAPER, "page"),
         ),
         pdf=report(
-            f"{HOME}/paper/figure{{number}}.pdf",
+            f"{HOME}/paper/{{figure}}.pdf",
             category="Figures",
             caption="../report/figure.rst",
             labels=parts.part_labels(PAPER, "print (PDF)"),
         ),
-        png=f"{HOME}/paper/figure{{number}}.png",
-        json=f"{HOME}/paper/figure{{number}}.json",
+        png=f"{HOME}/paper/{{figure}}.png",
+        json=f"{HOME}/paper/{{figure}}.json",
     log:
-        f"{HOME}/logs/paper/figure{{number}}.log",
+        f"{HOME}/logs/paper/{{figure}}.log",
     wildcard_constraints:
-        number=r"\w+",
+        figure="|".join(parts.FIGURES),
     params:
-        depends=lambda wildcards: parts.figure_params(PAPER, f"figure{wildcards.number}"),
+        title=lambda wildcards: parts.figure_title(wildcards.figure),
+        depends=lambda wildcards: parts.figure_params(PAPER, wildcards.figure),
         options=OPTIONS,
     message:
-        "Figure {wildcards.number}"
+        "{params.title}"
     shell:
-        "python -m cmapkd paper figure figure{wildcards.number} {params.options} 2>&1 | tee -i {log:q}"
+        "python -m cmapkd paper figure {wildcards.figure} {params.options} 2>&1 | tee -i {log:q}"
 
 
 rule document:
     input:
-        expand(f"{HOME}/paper/{{part}}.json", part=PAPER.all_tables + PAPER.figures),
+        expand(f"{HOME}/paper/{{part}}.json", part=PAPER.all_tables + PAPER.all_figures),
     output:
         tex=report(
             f"{HOME}/paper/paper.tex",
@@ -95,7 +96,7 @@ rule pdf:
     input:
         rules.document.output,
         expand(f"{HOME}/paper/{{table}}.tex", table=PAPER.all_tables),
-        expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.figures),
+        expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.all_figures),
     output:
         report(
             f"{HOME}/paper/paper.pdf",

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "figure3": "cmapkd.paper.figures.weights_by_difficulty",
+    "figure4": "cmapkd.paper.figures.weights_by_type",
+    "figure5": "cmapkd.paper.figures.level_maps",
+    "figure6": "cmapkd.paper.figures.level_attention",
+    "curves": "cmapkd.paper.figures.training_curves",
+    "pareto": "cmapkd.paper.figures.pareto",
 }
 
 
@@ -33,6 +38,7 @@ class Figure:
     parents: tuple[Parent, ...]
     cells: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     decimals: int = 2  # of its numbers in prose
+    counts: tuple[str, ...] = ("images",)  # columns of numbers without decimals
     values: Mapping[str, Any] = field(default_factory=dict)  # JSON-able, as plotted
 
     def to_json(self) -> dict[str, Any]:
@@ -42,6 +48,7 @@ class Figure:
             "caption": self.caption,
             "parents": [{**asdict(parent), "keys": list(parent.keys)} for parent in self.parents],
             "decimals": self.decimals,
+            "columns": [{"column": column, "decimals": 0} for column in self.counts],
             "cells": {row: {column: cell.to_json() for column, cell in cells.items()} for row, cells in self.cells.items()},
             "values": dict(self.values),
         }

@@ -3,12 +3,13 @@
 Difficulty is the teacher's retrieval margin: the similarity of a picture's best own caption minus that of the best other
 picture's caption; a small or negative margin is hard. The hypothesis that is tested, not assumed: easy samples lean on P5,
 hard ones on P2 and P3. The test is Spearman's rank correlation between difficulty and each level's weight over the test split.
+Figure 4 shows the same weights by type of sample.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,70 +18,95 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from scipy.stats import spearmanr
 
-from cmapkd.errors import UserError, nearest
-from cmapkd.paper.cells import Cell, Parent, number_of
-from cmapkd.paper.context import TEACHER, PaperContext
+from cmapkd.paper.cells import Cell, Parent
+from cmapkd.paper.context import PaperContext
 from cmapkd.paper.figures import Figure
+from cmapkd.paper.figures.common import (
+    TITLES,
+    Z95,
+    caption_cells,
+    first_split,
+    levels_of,
+    margin_of,
+    mean_cell,
+    rounded,
+    run_with,
+    seeds_text,
+    signed,
+    single_cell,
+    weights_of,
+)
 from cmapkd.paper.figures.style import SERIES, TEXT_WIDTH, paper_style, save_pdf
 from cmapkd.paper.metrics import Metrics
 
 NAME = "figure3"
-LEVELS = {"visual": ("P2", "P3", "P4", "P5"), "language": ("L1", "L2", "L3", "L4")}
-TITLES = {"visual": "Visual pyramid, P2 fine to P5 coarse", "language": "Language hierarchy, L1 token to L4 global"}
 WINDOW = 0.1  # share of the samples under the moving average
-NARROWEST = 0.1  # half of the smallest range of the weight axis, about 1/4
-Z95 = 1.959964  # standard normal quantile of a 95 % interval
+NARROWEST = 0.1  # half of the smallest range of the weight axis, about uniform weights
+FEWEST = 10  # samples below which no correlation is given
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # mean, lower and upper end of the band, (N,) each
 
 
 def build(context: PaperContext, metrics: Metrics, path: Path) -> Figure:
     """Draw the figure at ``path``.
 
-    Its numbers are the rank correlations: rows P2 to P5 and L1 to L4, columns rho, rho_low and rho_high (95 % interval).
+    Its numbers are the rank correlations: rows P2 to P5 and L1 to L4 (those the run has), columns rho, rho_low and rho_high
+    (95 % interval; over several seeds from the lowest lower to the highest upper end).
     """
-    if not context.retrieval:
-        raise UserError(
-            key="evaluation.retrieval", value=[], reason=f"{NAME} needs a test split", fix="name one, or leave the figure out"
-        )
-    split = context.retrieval[0]
-    run = _weights_run(context, metrics, split)
-    margin, origin = metrics.array(TEACHER, context.teacher_seed, f"retrieval/{split}/margin", f"{NAME} / difficulty")
-    margin = _checked(margin, (len(margin),), origin)
+    split = first_split(context, NAME)
+    configured = ("paper.weights_run", context.weights_run)
+    run = run_with(context, metrics, NAME, f"alsn/{split}/visual", f"layer weights on {split}", configured)
+    levels = levels_of(metrics, run.name, context.seeds[0], split, NAME)
+    margin, origin = margin_of(context, metrics, split, NAME)
     order = np.argsort(-margin, kind="stable")  # (N,) easy to hard
     percentile = 100 * np.arange(len(order)) / max(1, len(order) - 1)  # (N,)
     shown = np.unique(np.linspace(0, len(order) - 1, min(context.weights_samples, len(order))).round().astype(int))
 
-    parents, cells, curves = [origin], {}, {}
+    parents: list[Parent] = [origin]
+    cells: dict[str, dict[str, Cell]] = {}
+    curves: dict[str, Curve] = {}
     weights: dict[str, np.ndarray] = {}
-    for tower, levels in LEVELS.items():
-        value, tower_parents = _weights(context, metrics, run, f"alsn/{split}/{tower}", len(order))
-        weights[tower] = value[order]  # (N, 4), easy to hard
-        parents += tower_parents
-        for index, level in enumerate(levels):
-            cells[level] = _correlation(weights[tower][:, index], origin, tower_parents)
-            curves[level] = moving_average(weights[tower][:, index], max(3, round(WINDOW * len(order))))
+    for tower, names in levels.items():
+        found = weights_of(context, metrics, run.name, split, tower, (len(order), len(names)), NAME)
+        weights[tower] = found.mean[order]  # (N, levels), easy to hard
+        parents += found.parents
+        for index, level in enumerate(names):
+            values = [value[order, index] for value in found.values]
+            cells[level] = _correlation(values, (origin, *found.parents))
+            curves[level] = band([moving_average(value, max(3, round(WINDOW * len(order)))) for value in values])
+    stated = caption_cells(metrics, run.name, split, NAME)
     with paper_style():
-        canvas = _draw(percentile, shown, weights, curves, cells)
+        canvas = _draw(percentile, shown, weights, levels, curves, cells)
         save_pdf(canvas, path, "Layer weights by difficulty")
     return Figure(
         name=NAME,
         title="Layer weights by difficulty",
-        caption=_caption(context, run, split, len(order), len(shown), cells),
+        caption=_caption(context, run.shown, split, len(order), len(shown), cells),
         parents=tuple(parents),
-        cells=cells,
+        cells=cells | stated,
         values={
             "split": split,
-            "run": run,
-            "percentile": _rounded(percentile[shown]),
-            "margin": _rounded(margin[order][shown]),
+            "run": run.name,
+            "percentile": rounded(percentile[shown]),
+            "margin": rounded(margin[order][shown]),
             "points": {
-                level: _rounded(weights[tower][shown, i]) for tower, levels in LEVELS.items() for i, level in enumerate(levels)
+                level: rounded(weights[tower][shown, i]) for tower, names in levels.items() for i, level in enumerate(names)
             },
             "curves": {
-                level: {"mean": _rounded(mean[shown]), "half_width": _rounded(half[shown])}
-                for level, (mean, half) in curves.items()
+                level: {"mean": rounded(mean[shown]), "low": rounded(low[shown]), "high": rounded(high[shown])}
+                for level, (mean, low, high) in curves.items()
             },
         },
     )
+
+
+def band(averages: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve:
+    """Mean over seeds of moving averages, and from the lowest to the highest of the seeds' intervals.
+
+    Args:
+        averages: mean and half width at each seed, (N,) each.
+    """
+    means, halves = (np.stack([average[part] for average in averages]) for part in (0, 1))  # (seeds, N)
+    return means.mean(axis=0), (means - halves).min(axis=0), (means + halves).max(axis=0)
 
 
 def moving_average(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,11 +133,11 @@ def moving_average(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float] | None:
-    """Rank correlation and its 95 % interval; None for a constant series.
+    """Rank correlation and its 95 % interval; None for a constant series or fewer than `FEWEST`.
 
     The interval is Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett and Wright (Psychometrika 65, 2000).
     """
-    if np.ptp(x) == 0 or np.ptp(y) == 0 or len(x) < 10:
+    if np.ptp(x) == 0 or np.ptp(y) == 0 or len(x) < FEWEST:
         return None
     rho = float(spearmanr(x, y).statistic)
     z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
@@ -119,82 +145,36 @@ def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float] | None:
     return rho, math.tanh(z - error), math.tanh(z + error)
 
 
-def _correlation(weight: np.ndarray, origin: Parent, parents: list[Parent]) -> dict[str, Cell]:
-    found = spearman(np.arange(len(weight)), weight)
-    if found is None:
+def _correlation(weights: Sequence[np.ndarray], parents: tuple[Parent, ...]) -> dict[str, Cell]:
+    """Of the weight at each seed, (N,) in order of difficulty; empty if it is constant at a seed."""
+    found = [spearman(np.arange(len(weight)), weight) for weight in weights]
+    known = [values for values in found if values is not None]
+    if len(known) < len(found):
         return {}
-    texts = (
-        "Spearman's rank correlation of difficulty and weight",
-        "lower end of its 95 % interval",
-        "upper end of its 95 % interval",
-    )
+    rho, low, high = zip(*known, strict=True)
     return {
-        name: Cell(value=value, n=1, parents=(origin, *parents), recipe=text)
-        for name, value, text in zip(("rho", "rho_low", "rho_high"), found, texts, strict=True)
+        "rho": mean_cell(rho, parents, "Spearman's rank correlation of difficulty and weight"),
+        "rho_low": single_cell(min(low), parents, "lower end of its 95 % interval, the lowest over seeds"),
+        "rho_high": single_cell(max(high), parents, "upper end of its 95 % interval, the highest over seeds"),
     }
-
-
-def _weights_run(context: PaperContext, metrics: Metrics, split: str) -> str:
-    names = [run.name for run in context.runs]
-    if context.weights_run:
-        if context.weights_run not in names:
-            raise UserError(
-                key="paper.weights_run",
-                value=context.weights_run,
-                reason="is not a run",
-                fix=nearest(context.weights_run, names),
-            )
-        return context.weights_run
-    for name in names:
-        if f"alsn/{split}/visual" in metrics.arrays(name, context.seeds[0], f"{NAME} / {name}"):
-            return name
-    raise UserError(
-        key="paper.figures", value=NAME, reason=f"no run recorded layer weights on {split}", fix=f"leave {NAME} out"
-    )
-
-
-def _weights(context: PaperContext, metrics: Metrics, run: str, name: str, count: int) -> tuple[np.ndarray, list[Parent]]:
-    """Weights of one tower, mean over seeds, (N, 4), and their parents."""
-    found, parents = [], []
-    for seed in context.seeds:
-        value, parent = metrics.array(run, seed, name, f"{NAME} / {run} / {name}")
-        value = _checked(value, (count, 4), parent)
-        if np.abs(value.sum(axis=1) - 1).max(initial=0) > 1e-3:
-            raise UserError(
-                key=parent.file, reason=f"{name}: the weights of a sample do not add up to one", fix="evaluate the run again"
-            )
-        found.append(value)
-        parents.append(parent)
-    return np.mean(found, axis=0), parents
-
-
-def _checked(values: np.ndarray, shape: tuple[int, ...], parent: Parent) -> np.ndarray:
-    where = f"{' / '.join(parent.keys)} (needed for {NAME})"
-    if values.shape != shape or not len(values):
-        raise UserError(
-            key=parent.file, value=values.shape, reason=f"{where}: the shape should be {shape}", fix="evaluate the run again"
-        )
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise UserError(key=parent.file, reason=f"{where}: holds a number that is not finite", fix="evaluate the run again")
-    return values
 
 
 def _draw(
     percentile: np.ndarray,
     shown: np.ndarray,
     weights: Mapping[str, np.ndarray],
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    levels: Mapping[str, tuple[str, ...]],
+    curves: Mapping[str, Curve],
     cells: Mapping[str, Mapping[str, Cell]],
 ) -> Canvas:
     canvas = Canvas(figsize=(TEXT_WIDTH, 0.5 * TEXT_WIDTH))
     axes = canvas.subplots(1, 2, sharey=True)
     canvas.subplots_adjust(left=0.095, right=0.985, bottom=0.165, top=0.78, wspace=0.1)
-    for axis, (tower, levels) in zip(axes, LEVELS.items(), strict=True):
-        for index, level in enumerate(levels):
+    for axis, (tower, names) in zip(axes, levels.items(), strict=True):
+        for index, level in enumerate(names):
             style: dict[str, Any] = SERIES[index]
             colour = style["color"]
-            mean, half = curves[level]
+            mean, low, high = curves[level]
             axis.plot(
                 percentile[shown],
                 weights[tower][shown, index],
@@ -204,9 +184,9 @@ def _draw(
                 markeredgewidth=0,
                 alpha=0.35,
             )
-            axis.fill_between(percentile, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+            axis.fill_between(percentile, low, high, color=colour, alpha=0.18, linewidth=0)
             axis.plot(percentile, mean, color=colour, linestyle=style["linestyle"], label=_legend(level, cells[level]))
-        axis.axhline(0.25, color="0.55", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
+        axis.axhline(1 / len(names), color="0.55", linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
         axis.set_xlim(-1, 101)
         axis.set_xticks([0, 25, 50, 75, 100])
         axis.set_xlabel("difficulty, percentile (easy → hard)")
@@ -220,13 +200,14 @@ def _draw(
 def _limits(weights: Mapping[str, np.ndarray], shown: np.ndarray) -> tuple[float, float]:
     """Range of the weight axis: what is plotted, but never so narrow that noise about uniform weights looks like an effect."""
     values = np.concatenate([tower[shown].ravel() for tower in weights.values()])
-    low, high = min(values.min(), 0.25 - NARROWEST), max(values.max(), 0.25 + NARROWEST)
+    uniform = [1 / tower.shape[1] for tower in weights.values()]
+    low, high = min(values.min(), min(uniform) - NARROWEST), max(values.max(), max(uniform) + NARROWEST)
     pad = 0.03 * (high - low)
     return low - pad, high + pad
 
 
 def _legend(level: str, cells: Mapping[str, Cell]) -> str:
-    return f"{level}, ρ = {_signed(cells['rho'])}" if cells else f"{level}, constant"
+    return f"{level}, ρ = {signed(cells['rho'])}" if cells else f"{level}, constant"
 
 
 def _legend_above(axis: Axes, title: str) -> None:
@@ -247,29 +228,21 @@ def _legend_above(axis: Axes, title: str) -> None:
 def _caption(
     context: PaperContext, run: str, split: str, count: int, points: int, cells: Mapping[str, Mapping[str, Cell]]
 ) -> str:
-    label = next(candidate.shown for candidate in context.runs if candidate.name == run)
-    seeds = f"mean of {len(context.seeds)} seeds" if len(context.seeds) > 1 else f"seed {context.seeds[0]}"
     listed = ", ".join(
-        f"{level} {_signed(found['rho'])} [{_signed(found['rho_low'])}, {_signed(found['rho_high'])}]"
+        f"{level} {signed(found['rho'])} [{signed(found['rho_low'])}, {signed(found['rho_high'])}]"
         for level, found in cells.items()
         if found
     )
-    constant = [level for level, found in cells.items() if not found]
-    tail = f" Constant: {', '.join(constant)}." if constant else ""
+    without = [level for level, found in cells.items() if not found]
+    word = "Constant" if count >= FEWEST else f"Fewer than {FEWEST} samples for a correlation"
+    tail = f" {word}: {', '.join(without)}." if without else ""
+    several = len(context.seeds) > 1
     return (
-        f"Weights that {label} gives to the levels, from easy to hard: {context.label(split, 'retrieval')}, {count:,} images, "
-        f"{seeds}. Difficulty: the teacher's retrieval margin (similarity of the best own caption minus that of the best "
-        f"caption of another picture), falling. Points: {points} samples at equal steps. Lines and bands: moving average over "
-        f"{WINDOW:.0%} of all samples with its pointwise 95% interval. Dotted: uniform weights. Spearman's ρ of difficulty and "
-        f"weight over all samples, with 95% interval: {listed or 'undefined'}.{tail}"
+        f"Weights that {run} gives to the levels, from easy to hard: {context.label(split, 'retrieval')}, {count:,} images, "
+        f"{seeds_text(context)}. Difficulty: the teacher's retrieval margin (similarity of the best own caption minus that of "
+        f"the best caption of another picture), falling. Points: {points} samples at equal steps. Lines and bands: moving "
+        f"average over {WINDOW:.0%} of all samples with its pointwise 95% interval"
+        f"{', from the lowest to the highest of the seeds' if several else ''}. Dotted: uniform weights. Spearman's ρ of "
+        f"difficulty and weight over all samples, with 95% interval{' (likewise over seeds)' if several else ''}: "
+        f"{listed or 'undefined'}.{tail}"
     )
-
-
-def _signed(cell: Cell) -> str:
-    """A correlation with its sign, as typeset; what rounds to zero has none."""
-    text = number_of(cell.value, 2)
-    return text.replace("-", "−") if text.startswith("-") or float(text) == 0 else f"+{text}"
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [round(float(value), 6) for value in values]
