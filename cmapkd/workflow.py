@@ -109,6 +109,7 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
             context.appendix,
             context.full_run,
             context.figures,
+            context.algorithms,
             context.weights_run,
             context.weights_samples,
         ],

@@ -20,6 +20,7 @@ class PaperConfig(Config):
     appendix: tuple[str, ...] = Field((), description="tables of the appendix, in order; none of them also in `tables`")
     full_run: str = Field("CMAPKD", description="the full method: the run that table 4 compares the ablations with")
     figures: tuple[str, ...] = Field(("figure3",), description="figures, in the order in which the paper shows them")
+    algorithms: tuple[str, ...] = Field((), description="algorithms, in the order in which the paper shows them")
     planned: bool = Field(
         False,
         description="show the planned numbers of `config/planned.yaml` beside the measured ones, labelled as planned; "
@@ -48,6 +49,13 @@ class PaperConfig(Config):
         from cmapkd.paper.figures import FIGURES
 
         return _known(names, list(FIGURES), "figure")
+
+    @field_validator("algorithms")
+    @classmethod
+    def _known_algorithms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from cmapkd.paper.algorithms import ALGORITHMS
+
+        return _known(names, list(ALGORITHMS), "algorithm")
 
     @model_validator(mode="after")
     def _one_place(self) -> PaperConfig:

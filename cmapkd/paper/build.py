@@ -19,7 +19,8 @@ from cmapkd.files import atomic_path, read_json, write_atomic, write_json
 from cmapkd.paper.cells import Cell, Table, decimals_of
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.document import render_document
-from cmapkd.paper.figures import Figure, draw_figure
+from cmapkd.paper.figures import DRAWINGS, Figure, draw_figure, draw_tikz
+from cmapkd.paper.figures.tikz import STYLE, standalone
 from cmapkd.paper.latex import render_macros, render_table
 from cmapkd.paper.metrics import Metrics
 from cmapkd.paper.tables import compute_table
@@ -45,10 +46,27 @@ def build_table(name: str, context: PaperContext, metrics: Metrics | None = None
 
 
 def build_figure(name: str, context: PaperContext, metrics: Metrics | None = None) -> Figure:
-    """Write ``paper/<name>.pdf`` and ``paper/<name>.json``."""
+    """Write ``paper/<name>.pdf`` and ``paper/<name>.json``; of a drawing also ``<name>.tex``, its PDF where LaTeX is."""
+    if name in DRAWINGS:
+        return _build_drawing(name, context)
     with atomic_path(context.paper / f"{name}.pdf") as path:
         figure = draw_figure(name, context, metrics or Metrics(context), path)
     write_json(context.paper / f"{name}.json", figure.to_json())
+    return figure
+
+
+def _build_drawing(name: str, context: PaperContext) -> Figure:
+    figure = draw_tikz(name, context)
+    source, pdf = context.paper / f"{name}.tex", context.paper / f"{name}.pdf"
+    write_atomic(source, f"% {name}: made by cmapkd; its constants have their parents in {name}.json\n{STYLE}{figure.tikz}")
+    write_json(context.paper / f"{name}.json", figure.to_json())
+    if has_latex():
+        with tempfile.TemporaryDirectory(prefix="cmapkd-drawing-") as directory:
+            main = Path(directory) / f"{name}.tex"
+            main.write_text(standalone(figure.tikz))
+            compile_pdf([main], pdf)
+    else:
+        pdf.unlink(missing_ok=True)
     return figure
 
 
@@ -87,7 +105,7 @@ def build_pdf(context: PaperContext) -> bool:
         UserError: a part is missing, or LaTeX reports an error (its message is in the reason).
     """
     pdf = context.paper / "paper.pdf"
-    if shutil.which("pdflatex") is None:
+    if not has_latex():
         pdf.unlink(missing_ok=True)
         return False
     names = [
@@ -113,6 +131,11 @@ def build_paper(context: PaperContext) -> bool:
         build_figure(name, context, metrics)
     build_document(context, metrics)
     return build_pdf(context)
+
+
+def has_latex() -> bool:
+    """Whether PDFs can be typeset here."""
+    return shutil.which("pdflatex") is not None
 
 
 def read_part(context: PaperContext, name: str) -> dict[str, Any]:
