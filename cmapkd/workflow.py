@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ import yaml
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, sha256_of, write_atomic
 from cmapkd.fingerprint import fingerprint
+from cmapkd.paper import build
+from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
-from cmapkd.paper.figures import FIGURES
+from cmapkd.paper.figures import DRAWINGS, FIGURES
+from cmapkd.paper.manuscript import missing_for, sources
 from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
@@ -156,13 +158,36 @@ def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
 
 
 def has_latex() -> bool:
-    """Whether the PDF can be typeset here."""
-    return shutil.which("pdflatex") is not None
+    """Whether PDFs can be typeset here."""
+    return build.has_latex()
 
 
-def say_what_was_made(home: str, latex: bool) -> None:
+def algorithm_params(context: PaperContext, name: str) -> dict[str, Any]:
+    """What one algorithm depends on."""
+    return paper_params(context, ALGORITHMS[name])
+
+
+def plots() -> str:
+    """The numbers of figures that show what was measured, as a pattern; the others are drawings of what was configured."""
+    return "|".join(name.removeprefix("figure") for name in FIGURES if name not in DRAWINGS)
+
+
+def manuscript_files(context: PaperContext, latex: bool) -> list[str]:
+    """The manuscript's own files, where it can be typeset; else nothing, after saying why."""
+    if context.manuscript is None or not latex:
+        return []
+    if missing := missing_for(context):
+        sys.stderr.write(f"The manuscript is left out: there is no {', '.join(missing)} here.\n")
+        return []
+    return [str(path) for path in sources(context)]
+
+
+def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
     """The last lines of a successful run: where to look."""
-    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ (no pdflatex here: tables and figures, but no PDF)"
+    what = (
+        f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ (no pdflatex here: tables and plots, but no drawings, no PDF)"
+    )
+    what += f" and {home}/paper/manuscript.pdf" if manuscript else ""
     sys.stderr.write(
         f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
     )

@@ -21,6 +21,11 @@ class PaperConfig(Config):
     full_run: str = Field("CMAPKD", description="the full method: the run that table 4 compares the ablations with")
     figures: tuple[str, ...] = Field(("figure3",), description="figures, in the order in which the paper shows them")
     algorithms: tuple[str, ...] = Field((), description="algorithms, in the order in which the paper shows them")
+    manuscript: str = Field(
+        "paper/manuscript.tex",
+        description="the article: a LaTeX file in the repository (or an absolute path) that uses the tables, figures and "
+        "macros of the experiment; files beside it may be used by it; empty: none",
+    )
     planned: bool = Field(
         False,
         description="show the planned numbers of `config/planned.yaml` beside the measured ones, labelled as planned; "

@@ -36,8 +36,9 @@ class Constants:
 
     def parents(self) -> tuple[Parent, ...]:
         """Every parent once."""
-        kept = [entry for row in (*self.cells.values(), *self.texts.values()) for entry in row.values()]
-        return tuple(dict.fromkeys(parent for entry in kept for parent in entry.parents))
+        kept = [parent for row in self.cells.values() for cell in row.values() for parent in cell.parents]
+        kept += [parent for row in self.texts.values() for text in row.values() for parent in text.parents]
+        return tuple(dict.fromkeys(kept))
 
     def columns(self) -> list[dict[str, Any]]:
         """Decimals of every column, for the macros: a macro prints what `number` returned."""

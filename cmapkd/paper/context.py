@@ -88,6 +88,7 @@ class PaperContext:
     warmup: float = 0.0  # share of each stage
     design: PaperDesign | None = None  # of the full method; None when it has no pyramid
     tuned_file: Path | None = None  # what the search of hyper-parameters found
+    manuscript: Path | None = None  # the article that uses all this
     config_file: Path | None = None  # the experiment's file, for the commands that `trace` prints
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         global_batch=experiment.training.global_batch,
         warmup=experiment.training.warmup,
         design=paper_design(experiment),
+        manuscript=CONFIG.parent / paper.manuscript if paper.manuscript else None,
         tuned_file=_tuned_file(tuned, config_file) if tuned else None,
         config_file=config_file,
     )

@@ -17,6 +17,7 @@ ENVIRONMENT = r"""% <<name>>: made by cmapkd; its constants have their parents i
 <<lines>>
 \end{algorithm}
 """
+SCALED = "the schedule's rate times lr_scale of the run"
 POLICIES = {"uniform": "equal weights", "manual": "weights by hand", "alsn": "weights by ALSN"}
 GROUPS = {"alsn": "ALSN", "student": "student", "pyramid": "its pyramid", "heads": "heads", "projections": "projections"}
 
@@ -44,22 +45,25 @@ def schedule_lines(given: Constants, stages: Sequence[PaperStage], only: str = "
         where = "schedules", stage.schedule, stage.name
         epochs = given.number(f"stage/{stage.name}", "epochs", stage.epochs, *where, "epochs")
         rates = dict(stage.group_lr)
-        told = []
+        told: dict[str, list[str]] = {}  # rates -> groups that have them
         for group in [only] if only else stage.trains:
             rate = rates.get(group, stage.lr)
-            end = f" → {rate_text(stage.lr_end * rate)}" if stage.lr_end else " → 0"
+            end = rate_text(stage.lr_end * rate) if stage.lr_end else "0"
             keys = (*where, "lr, group_lr, lr_end; lr_scale of the run")
-            text = given.text(f"stage/{stage.name}", f"lr_{group}", f"{rate_text(rate)}{end}", *keys, recipe="times lr_scale")
-            told.append(escape(text if only else f"{GROUPS[group]} {text}"))
+            text = given.text(f"stage/{stage.name}", f"lr_{group}", f"{rate_text(rate)} → {end}", *keys, recipe=SCALED)
+            told.setdefault(f"\\mbox{{{escape(text)}}}", []).append(GROUPS[group])
         name = f"\\textbf{{{escape(stage.name)}}}"
-        rate_words = "learning rate " + told[0] if only else "trains (at learning rate) " + ", ".join(told)
         if only:
-            lines.append(f"{name}: {_epochs(epochs)}, {rate_words}\\;")
+            lines.append(f"{name}: {count_epochs(epochs)}, learning rate {next(iter(told))}\\;")
         else:
-            levels = f"$\\mathcal{{V}}={levels_math(stage.visual_levels)}$, $\\mathcal{{T}}={levels_math(stage.language_levels)}$"
-            lines.append(f"{name}: {_epochs(epochs)}; {levels}; {POLICIES[stage.policy]}; {rate_words}\\;")
+            levels = (
+                f"$\\mathcal{{V}}={levels_math(stage.visual_levels)}$, $\\mathcal{{T}}={levels_math(stage.language_levels)}$"
+            )
+            trained = "; ".join(f"{', '.join(groups)} at {text}" for text, groups in told.items())
+            lines.append(f"{name}: {count_epochs(epochs)}; {levels}; {POLICIES[stage.policy]}; trains {trained}\\;")
     return lines
 
 
-def _epochs(number: str) -> str:
+def count_epochs(number: str) -> str:
+    """``1 epoch``, ``0.8 epochs``."""
     return f"{number} epoch" if number == "1" else f"{number} epochs"

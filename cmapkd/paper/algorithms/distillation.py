@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cmapkd.paper.algorithms import Algorithm
-from cmapkd.paper.algorithms.common import ENVIRONMENT, level_set, schedule_lines
+from cmapkd.paper.algorithms.common import ENVIRONMENT, count_epochs, level_set, schedule_lines
 from cmapkd.paper.constants import Constants
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.design import PaperDesign, required
@@ -13,28 +13,33 @@ from cmapkd.paper.tables.schedule import rate_text
 
 NAME = "algorithm2"
 TITLE = "Progressive pyramid distillation"
-LINES = r"""\KwIn{image-text pairs; teacher <<teacher>>; student <<student>>, initialised <<init>>; levels $<<visual>>$ and $<<language>>$}
+LINES = r"""\KwIn{image-text pairs; teacher <<teacher>>; student <<student>>, initialised <<init>>; levels $<<visual>>$
+  and $<<language>>$}
 \KwOut{the student's two towers}
 <<fit>>
 \ForEach{stage of the schedule}{
   set active levels $\mathcal{V}$, $\mathcal{T}$, weights and trained groups:\\
 <<stages>>
   \ForEach{batch of <<batch>> pairs}{
-    $w_v, w_l \gets$ equal, by hand or by ALSN (Algorithm 1), over $\mathcal{V}$ and $\mathcal{T}$\;
-    $\mathcal{L}_{\mathrm{intra}} \gets \tfrac14\operatorname{mean}_k\bigl(\sum_{i\in\mathcal{V}} w_v^i d_v^i + \sum_{j\in\mathcal{T}} w_l^j d_l^j\bigr)$\;
+    $w_v, w_l \gets$ equal, by hand or by ALSN, over $\mathcal{V}$ and $\mathcal{T}$\;
+    $\mathcal{L}_{\mathrm{intra}} \gets \tfrac14\operatorname{mean}_k\bigl(\sum_{i\in\mathcal{V}} w_v^i d_v^i +
+      \sum_{j\in\mathcal{T}} w_l^j d_l^j\bigr)$\;
     $\mathcal{L}_{\mathrm{single}} \gets$ InfoNCE of $f_{v\to l}(\bar P_5)$ and $L_4$, temperature <<temperature>>\;
-    $\mathcal{L}_{\mathrm{pyramid}} \gets \operatorname{mean}_{i\in\mathcal{V},j\in\mathcal{T}} \alpha_{ij}\operatorname{KL}(p_{ij}^T\,\|\,p_{ij}^S)$, temperature <<temperature_kd>>, $\alpha$ <<alpha>>\;
+    $\mathcal{L}_{\mathrm{pyramid}} \gets \operatorname{mean}_{i\in\mathcal{V},j\in\mathcal{T}}
+      \alpha_{ij}\operatorname{KL}(p_{ij}^T\,\|\,p_{ij}^S)$, temperature <<temperature_kd>>, $\alpha$ <<alpha>>\;
     $\mathcal{L}_{\mathrm{align}} \gets \mathcal{L}_{\mathrm{single}} + <<beta>>\,\mathcal{L}_{\mathrm{pyramid}}$\;
     $\mathcal{L}_{\mathrm{relation}} \gets \|G^T-G^S\|_F^2/B^2 + <<gamma>>\,\|R^T-R^S\|_F^2$\;
     $\mathcal{L}_{\mathrm{task}} \gets$ contrastive loss of the student's embeddings\;
-    $\mathcal{L} \gets <<intra>>\,\mathcal{L}_{\mathrm{intra}} + <<align>>\,\mathcal{L}_{\mathrm{align}} + <<relation>>\,\mathcal{L}_{\mathrm{relation}} + <<task>>\,\mathcal{L}_{\mathrm{task}}$ <<entropy>>\;
+    $\mathcal{L} \gets <<intra>>\,\mathcal{L}_{\mathrm{intra}} + <<align>>\,\mathcal{L}_{\mathrm{align}} +
+      <<relation>>\,\mathcal{L}_{\mathrm{relation}} + <<task>>\,\mathcal{L}_{\mathrm{task}}$ <<entropy>>\;
 <<embedding>>
     AdamW step on the trained groups; weight decay <<decay>>, momenta <<momenta>>\;
   }
 }
 \Return the student without pyramid, bridge and ALSN\;
 """
-FIT = r"""fit the teacher's pyramid and bridge, its towers frozen: <<epochs>> epochs, learning rate <<lr>>, contrastive over the pairs $P_2L_1$, $P_3L_2$, $P_4L_3$, $P_5L_4$, temperature <<temperature>>; then freeze them\;"""
+FIT = r"""fit the teacher's pyramid and bridge, its towers frozen: <<epochs>>, learning rate <<lr>>, contrastive over the
+  pairs $P_2L_1$, $P_3L_2$, $P_4L_3$, $P_5L_4$, temperature <<temperature>>; then freeze them\;"""
 RANDOM = r"""freeze the teacher with a random pyramid\;"""
 EMBEDDING_TERMS = {
     "intra": r"(2-2\cos) \text{ of the projected embeddings}",
@@ -100,8 +105,8 @@ def _fit(given: Constants, design: PaperDesign) -> str:
     return fill(
         FIT,
         {
-            "epochs": given.number("teacher_pyramid", "epochs", options["epochs"], *where, "epochs"),
-            "lr": escape(given.text("teacher_pyramid", "lr", rate_text(options["lr"]), *where, "lr")),
+            "epochs": count_epochs(given.number("teacher_pyramid", "epochs", options["epochs"], *where, "epochs")),
+            "lr": f"\\mbox{{{escape(given.text('teacher_pyramid', 'lr', rate_text(options['lr']), *where, 'lr'))}}}",
             "temperature": given.number("teacher_pyramid", "temperature", options["temperature"], *where, "temperature"),
         },
     )

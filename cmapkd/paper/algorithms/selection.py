@@ -11,26 +11,32 @@ from cmapkd.paper.figures.tikz import fill
 
 NAME = "algorithm1"
 TITLE = "One step of ALSN training"
-LINES = r"""\KwIn{<<batch>> image-text pairs; student, frozen teacher, both with pyramids; active levels <<visual>> and <<language>>}
-\KwData{hidden widths <<first>> and <<second>>; dropout <<dropout>>; temperature $\tau=<<temperature>>$; entropy weight $\eta=<<entropy>>$}
+LINES = r"""\KwIn{<<batch>> image-text pairs; student, frozen teacher, both with pyramids; active levels <<visual>> and
+  <<language>>}
+\KwData{hidden widths <<first>> and <<second>>; dropout <<dropout>>; temperature $\tau=<<temperature>>$; entropy weight
+  $\eta=<<entropy>>$}
 $(P^S, L^S) \gets$ pyramids of the student;\quad $(P^T, L^T) \gets$ pyramids of the teacher\;
 \ForEach{sample $k$ of the batch}{
   $x \gets \operatorname{detach}([\operatorname{GAP}(P_5^S);\, L_4^S])$ \tcp*{no gradient into the features}
   $h \gets \operatorname{dropout}(\operatorname{ReLU}(A_1 x + b_1))$;\quad $h \gets \operatorname{ReLU}(A_2 h + b_2)$\;
-  $w_v \gets \operatorname{softmax}_{i\in\mathcal{V}}(\sigma(A_v h + b_v)_i/\tau)$;\quad $w_l \gets \operatorname{softmax}_{j\in\mathcal{T}}(\sigma(A_l h + b_l)_j/\tau)$\;
+  $w_v \gets \operatorname{softmax}_{i\in\mathcal{V}}(\sigma(A_v h + b_v)_i/\tau)$;\quad $w_l \gets
+    \operatorname{softmax}_{j\in\mathcal{T}}(\sigma(A_l h + b_l)_j/\tau)$\;
   $d_v^i \gets$ mean over positions of $2-2\cos(P_i^S, P_i^T)$ for $i\in\mathcal{V}$\;
   $d_l^j \gets$ <<language_distance>> for $j\in\mathcal{T}$\;
-  $m_k \gets \tfrac14\bigl(\sum_{i\in\mathcal{V}} w_v^i d_v^i + \sum_{j\in\mathcal{T}} w_l^j d_l^j\bigr)$;\quad $e_k \gets H(w_v)+H(w_l)$\;
+  $m_k \gets \tfrac14\bigl(\sum_{i\in\mathcal{V}} w_v^i d_v^i + \sum_{j\in\mathcal{T}} w_l^j d_l^j\bigr)$;\quad $e_k \gets
+    H(w_v)+H(w_l)$\;
 }
 <<objective>>
 \ForEach{stage that trains ALSN}{AdamW step on its parameters $A, b$\;
 <<stages>>
 }
 """
-MATCH = r"""$\mathcal{L}_{\mathrm{ALSN}} \gets <<intra>>\,\operatorname{mean}_k m_k - \eta\,\operatorname{mean}_k e_k$ \tcp*{of $\mathcal{L}$, what depends on ALSN}"""
+MATCH = r"""$\mathcal{L}_{\mathrm{ALSN}} \gets <<intra>>\,\operatorname{mean}_k m_k - \eta\,\operatorname{mean}_k e_k$
+  \tcp*{of $\mathcal{L}$, what depends on ALSN}"""
 AHEAD = r"""$g \gets$ gradient of $\mathcal{L}_{\mathrm{task}}$ of every second pair in the student's parameters\;
 $q_{ki} \gets \langle g, \nabla d_{ki}\rangle$ for the other pairs $k$ and all levels, scaled to unit root mean square\;
-$\mathcal{L}_{\mathrm{ALSN}} \gets -\operatorname{mean}_k \bigl(\sum_i w_{ki}\, q_{ki}\bigr) - \eta\,\operatorname{mean}_k e_k$ \tcp*{in $m_k$ the weights are detached}"""
+$\mathcal{L}_{\mathrm{ALSN}} \gets -\operatorname{mean}_k \bigl(\sum_i w_{ki}\, q_{ki}\bigr) - \eta\,\operatorname{mean}_k
+  e_k$ \tcp*{in $m_k$ the weights are detached}"""
 NONE = r"""\tcp{no stage of this experiment trains ALSN}"""
 
 
@@ -75,4 +81,6 @@ def _objective(given: Constants, design: PaperDesign) -> str:
     objective = given.text("alsn", "objective", design.method["alsn"]["objective"], *where, "alsn", "objective")
     if objective == "task":
         return AHEAD
-    return fill(MATCH, {"intra": given.number("weights", "intra", design.method["weights"]["intra"], *where, "weights", "intra")})
+    return fill(
+        MATCH, {"intra": given.number("weights", "intra", design.method["weights"]["intra"], *where, "weights", "intra")}
+    )

@@ -25,16 +25,23 @@ FRAME = r"""\begin{tikzpicture}[x=1mm,y=1mm]
   \draw[dashed, line width=0.5pt, rounded corners=1mm] (24.3,14.3) rectangle (97.7,38.4);
 \end{scope}
 % towers and inputs
-\node[box, fill=vision!12, minimum width=18mm, minimum height=15.4mm] (Tv) at (11.2,70.7) {image tower\\{\smallsize <<t_image>>}};
-\node[box, fill=language!16, minimum width=18mm, minimum height=15.4mm] (Tl) at (110.8,70.7) {text tower\\{\smallsize <<t_text>>}};
-\node[box, fill=vision!12, minimum width=18mm, minimum height=14.6mm] (Sv) at (11.2,23.8) {image tower\\{\smallsize <<s_image>>}};
-\node[box, fill=language!16, minimum width=18mm, minimum height=14.6mm] (Sl) at (110.8,23.8) {text tower\\{\smallsize <<s_text>>}};
+\node[box, fill=vision!12, minimum width=18mm, minimum height=15.4mm] (Tv) at (11.2,70.7) {image tower\\{\smallsize
+  <<t_image>>}};
+\node[box, fill=language!16, minimum width=18mm, minimum height=15.4mm] (Tl) at (110.8,70.7) {text tower\\{\smallsize
+  <<t_text>>}};
+\node[box, fill=vision!12, minimum width=18mm, minimum height=14.6mm] (Sv) at (11.2,23.8) {image tower\\{\smallsize
+  <<s_image>>}};
+\node[box, fill=language!16, minimum width=18mm, minimum height=14.6mm] (Sl) at (110.8,23.8) {text tower\\{\smallsize
+  <<s_text>>}};
 \node (image) at (11.2,49.3) {\tikz[x=1mm,y=1mm]{\draw[line width=0.5pt, fill=white] (0,0) rectangle (8,6);
-  \fill[black!25] (0.25,0.25) -- (2.8,3.6) -- (4.2,2) -- (5.6,3.1) -- (7.75,0.25) -- cycle; \fill[black!45] (6.1,4.6) circle (0.7);}\\image\\
+  \fill[black!25] (0.25,0.25) -- (2.8,3.6) -- (4.2,2) -- (5.6,3.1) -- (7.75,0.25) -- cycle; \fill[black!45] (6.1,4.6)
+    circle (0.7);}\\image\\
   {\smallsize <<s_pixels>>}};
 \node (caption) at (110.8,49.3) {\tikz[x=1mm,y=1mm]{\draw[line width=0.5pt, fill=white] (0,0) rectangle (8,6);
-  \foreach \y/\w in {4.6/6.4,3/5.2,1.4/5.9} \draw[line width=0.7pt, black!55] (0.8,\y) -- (\w+0.8,\y);}\\caption\\{\smallsize <<tokens>>}};
-\draw[flow] (image) -- (Tv); \draw[flow] (image) -- (11.2,38.7); \draw[flow] (caption) -- (Tl); \draw[flow] (caption) -- (110.8,38.7);
+  \foreach \y/\w in {4.6/6.4,3/5.2,1.4/5.9} \draw[line width=0.7pt, black!55] (0.8,\y) --
+    (\w+0.8,\y);}\\caption\\{\smallsize <<tokens>>}};
+\draw[flow] (image) -- (Tv); \draw[flow] (image) -- (11.2,38.7); \draw[flow] (caption) -- (Tl); \draw[flow] (caption) --
+  (110.8,38.7);
 % headings
 \node[anchor=west] at (0.6,81.6) {\textbf{Teacher} <<t_name>>};
 \node[anchor=east] at (121.4,81.6) {\snowflake\;frozen, <<t_pyramid>>};
@@ -50,11 +57,15 @@ FRAME = r"""\begin{tikzpicture}[x=1mm,y=1mm]
 \draw[both] (Sb.west) -- (46.9,32.1); \draw[both] (Sb.east) -- (75.1,32.1);
 % losses
 \tikzset{loss/.style={box, draw=loss, line width=0.9pt}}
-\node[loss, minimum width=23mm, minimum height=15.6mm] (Iv) at (35.5,50) {\textbf{intra-modal}\\{\smallsize $\mathcal{L}_{\mathrm{intra}}^{v}=\tfrac14\sum_i w_v^i\, d_v^i$}\\{\smallsize weight <<intra>>}};
-\node[loss, minimum width=23mm, minimum height=15.6mm] (Il) at (86.5,50) {\textbf{intra-modal}\\{\smallsize $\mathcal{L}_{\mathrm{intra}}^{l}=\tfrac14\sum_j w_l^j\, d_l^j$}\\{\smallsize weight <<intra>>}};
-\node[loss, minimum width=22mm, minimum height=7.3mm] (A) at (61,54.15) {\textbf{alignment}\\{\smallsize <<pairs>>, weight <<align>>}};
+\node[loss, minimum width=23mm, minimum height=15.6mm] (Iv) at (35.5,50) {\textbf{intra-modal}\\{\smallsize
+  $\mathcal{L}_{\mathrm{intra}}^{v}=\tfrac14\sum_i w_v^i\, d_v^i$}\\{\smallsize weight <<intra>>}};
+\node[loss, minimum width=23mm, minimum height=15.6mm] (Il) at (86.5,50) {\textbf{intra-modal}\\{\smallsize
+  $\mathcal{L}_{\mathrm{intra}}^{l}=\tfrac14\sum_j w_l^j\, d_l^j$}\\{\smallsize weight <<intra>>}};
+\node[loss, minimum width=22mm, minimum height=7.3mm] (A) at (61,54.15) {\textbf{alignment}\\{\smallsize <<pairs>>, weight
+  <<align>>}};
 \node[loss, minimum width=22mm, minimum height=7.3mm] (R) at (61,45.85) {\textbf{relation}\\{\smallsize weight <<relation>>}};
-\draw[both] (35.5,62) -- (Iv); \draw[both] (Iv) -- (35.5,36.4); \draw[both] (86.5,62) -- (Il); \draw[both] (Il) -- (86.5,36.4);
+\draw[both] (35.5,62) -- (Iv); \draw[both] (Iv) -- (35.5,36.4); \draw[both] (86.5,62) -- (Il); \draw[both] (Il) --
+  (86.5,36.4);
 \draw[both] (Tb) -- (A); \draw[both] (R) -- (Sb);
 % the weights belong to all levels
 \tikzset{weights/.style={flow, selection!75!black, line width=0.9pt}}
@@ -64,20 +75,24 @@ FRAME = r"""\begin{tikzpicture}[x=1mm,y=1mm]
 % inference
 \node[box, fill=vision!12, minimum height=6.4mm, minimum width=24mm] (Ev) at (35.5,5.6) {image embedding};
 \node[box, fill=language!16, minimum height=6.4mm, minimum width=24mm] (El) at (86.5,5.6) {text embedding};
-\node[box, draw=loss, line width=0.9pt, minimum height=8.6mm, minimum width=19mm] (Task) at (61,5.6) {\textbf{task}\; {\smallsize $\mathcal{L}_{\mathrm{task}}$}\\{\smallsize weight <<task>>}};
-\draw[flow] (Sv.south) |- (Ev.west); \draw[flow] (Sl.south) |- (El.east); \draw[both] (Ev) -- (Task); \draw[both] (Task) -- (El);
+\node[box, draw=loss, line width=0.9pt, minimum height=8.6mm, minimum width=19mm] (Task) at (61,5.6) {\textbf{task}\;
+  {\smallsize $\mathcal{L}_{\mathrm{task}}$}\\{\smallsize weight <<task>>}};
+\draw[flow] (Sv.south) |- (Ev.west); \draw[flow] (Sl.south) |- (El.east); \draw[both] (Ev) -- (Task); \draw[both] (Task)
+  -- (El);
 \node[small, anchor=west] at (23.4,10.5) {kept at inference};
 \node[small, anchor=east] at (98.6,10.5) {a plain CLIP};
 \end{tikzpicture}
 """
 SELECTION = r"""% ALSN: the top levels in (detached), the weights of all levels out
-\node[box, fill=selection!22, minimum width=19mm, minimum height=8.2mm] (N) at (61,20.7) {\textbf{ALSN}\\{\smallsize per sample}};
+\node[box, fill=selection!22, minimum width=19mm, minimum height=8.2mm] (N) at (61,20.7) {\textbf{ALSN}\\{\smallsize per
+  sample}};
 \draw[stopped] (41,18.3) |- (N.west |- 0,17.3); \draw[stopped] (81,18.3) |- (N.east |- 0,17.3);
 \node[small] at (49.2,19) {$P_5$}; \node[small] at (72.8,19) {$L_4$};
 \draw[weights] (N.west |- 0,23) -- node[above, small, text=black] {$w_v$} (46.7,23);
 \draw[weights] (N.east |- 0,23) -- node[above, small, text=black] {$w_l$} (75.3,23);
 """
-FIXED = r"""\node[box, fill=selection!22, minimum width=19mm, minimum height=8.2mm] (N) at (61,20.7) {<<policy>>\\{\smallsize $w_v$,\; $w_l$}};
+FIXED = r"""\node[box, fill=selection!22, minimum width=19mm, minimum height=8.2mm] (N) at (61,20.7)
+  {<<policy>>\\{\smallsize $w_v$,\; $w_l$}};
 \draw[weights] (N.west) -- (46.7,20.7); \draw[weights] (N.east) -- (75.3,20.7);
 """
 
@@ -89,7 +104,9 @@ def build(context: PaperContext) -> Figure:
     values = {
         "width": str(WIDTH),
         "height": str(HEIGHT),
-        "levels": "\n".join([*_levels(given, design.teacher, "teacher", design), *_levels(given, design.student, "student", design)]),
+        "levels": "\n".join(
+            [*_levels(given, design.teacher, "teacher", design), *_levels(given, design.student, "student", design)]
+        ),
         **_models(given, design),
         **_weights(given, design),
         "selection": _selection(design),
@@ -123,7 +140,8 @@ def _bar(level: str, text: str, index: int, x: float, who: str, colour: str, *, 
     width = 19.8 - 1.2 * index
     style = f"fill={colour}!{18 + 12 * index}" if active else "fill=white, densely dashed"
     label = f"${level[0]}_{level[1]}$\\;{{\\smallsize {text}}}"
-    return f"\\node[box, {style}, minimum width={width:.1f}mm, minimum height=3.9mm, inner sep=0mm] at ({x},{top:.1f}) {{{label}}};"
+    size = f"minimum width={width:.1f}mm, minimum height=3.9mm, inner sep=0mm"
+    return f"\\node[box, {style}, {size}] at ({x},{top:.1f}) {{{label}}};"
 
 
 def cells_text(given: Constants, model: PaperModel, who: str, level: str) -> str:
@@ -149,7 +167,9 @@ def _models(given: Constants, design: PaperDesign) -> dict[str, str]:
                 values[f"{letter}_{tower}"] = "as published"
                 continue
             blocks = given.number(who, f"{tower}_layers", layers, key)
-            values[f"{letter}_{tower}"] = f"{blocks} blocks,}}\\\\{{\\smallsize width {given.number(who, f'{tower}_width', width, key)}"
+            values[f"{letter}_{tower}"] = (
+                f"{blocks} blocks,}}\\\\{{\\smallsize width {given.number(who, f'{tower}_width', width, key)}"
+            )
     rows, columns = (
         given.number("student", f"image_{side}", size, "student.model")
         for side, size in zip(("height", "width_px"), design.student.image_size, strict=True)
@@ -165,7 +185,9 @@ def _weights(given: Constants, design: PaperDesign) -> dict[str, str]:
     where = "runs", design.run, "weights"
     values = {name: given.number("weights", name, weight, *where, name) for name, weight in design.method["weights"].items()}
     pairs = len(design.method["visual_levels"]) * len(design.method["language_levels"])
-    shown = given.number("weights", "pairs", pairs, "runs", design.run, "visual_levels, language_levels", recipe="their product")
+    shown = given.number(
+        "weights", "pairs", pairs, "runs", design.run, "visual_levels, language_levels", recipe="their product"
+    )
     return {**values, "pairs": f"{shown} pairs"}
 
 

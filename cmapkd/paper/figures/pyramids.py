@@ -31,8 +31,10 @@ HEADINGS = r"""\begin{tikzpicture}[x=1mm,y=1mm]
 <<bridge>>
 \end{tikzpicture}
 """
-BRIDGE = r"""\node[box, fill=vision!25, minimum width=7.4mm, minimum height=9mm, inner sep=0.2mm] (G) at (103.2,51) {$\bar P_i$\\{\smallsize <<channels>>}};
-\node[box, fill=language!30, minimum width=7.4mm, minimum height=9mm, inner sep=0.2mm] (L) at (118.2,51) {$L_j$\\{\smallsize <<text_channels>>}};
+BRIDGE = r"""\node[box, fill=vision!25, minimum width=7.4mm, minimum height=9mm, inner sep=0.2mm] (G) at (103.2,51) {$\bar
+  P_i$\\{\smallsize <<channels>>}};
+\node[box, fill=language!30, minimum width=7.4mm, minimum height=9mm, inner sep=0.2mm] (L) at (118.2,51)
+  {$L_j$\\{\smallsize <<text_channels>>}};
 \draw[flow] ([yshift=0.9mm]G.east) -- node[above, small, inner sep=0.7mm] {$f_{v\to l}$} ([yshift=0.9mm]L.west);
 \draw[flow] ([yshift=-0.9mm]L.west) -- node[below, small, inner sep=0.7mm] {$f_{l\to v}$} ([yshift=-0.9mm]G.east);
 <<matrix>>
@@ -139,7 +141,8 @@ def _language(given: Constants, design: PaperDesign, level: str) -> list[str]:
     ]
     shade = "white" if level not in design.method["language_levels"] else f"language!{18 + 12 * LANGUAGE.index(level)}"
     lines += [
-        f"\\node[box, fill={shade}, minimum width=6mm, minimum height=5mm, inner sep=0mm] (V{level}) at (92.6,{y}) {{$L_{level[1]}$}};",
+        f"\\node[box, fill={shade}, minimum width=6mm, minimum height=5mm, inner sep=0mm] (V{level}) "
+        f"at (92.6,{y}) {{$L_{level[1]}$}};",
         f"\\draw[flow] (M{level}) -- (V{level});",
         f"\\node[small, anchor=north] at (92.4,{y - 2.6:.1f}) {{{LEVEL_WORDS[level]}}};",
     ]
@@ -212,7 +215,9 @@ def _matrix(given: Constants, design: PaperDesign) -> list[str]:
             shade = ("selection!55" if weight == 1 else "selection!18") if fixed else "selection!30"
             text = ""
             if active and fixed:
-                text = given.number(f"{visual}-{language}", "alpha", weight, "runs", design.run, "alpha", recipe="fixed weights")
+                text = given.number(
+                    f"{visual}-{language}", "alpha", weight, "runs", design.run, "alpha", recipe="fixed weights"
+                )
             lines.append(
                 f"\\node[draw, line width=0.4pt, small, fill={shade if active else 'white'}, inner sep=0mm, "
                 f"minimum size={side}mm] at ({x:.2f},{y:.2f}) {{{text}}};"
@@ -235,11 +240,14 @@ def _caption(context: PaperContext, design: PaperDesign) -> str:
         else "pairs are compared as pooled vectors"
     )
     diagonal = (
-        " The pairs on the diagonal also fit the teacher's pyramid, before it is frozen." if design.teacher_pyramid["mode"] == "fit" else ""
+        " The pairs on the diagonal also fit the teacher's pyramid, before it is frozen."
+        if design.teacher_pyramid["mode"] == "fit"
+        else ""
     )
     sentences = [
         f"As configured for {run.shown}; blocks and cells of the student, in brackets of the teacher.",
-        "(a) 1 × 1 convolutions bring the tapped maps to the same channels; they are resized, added from coarse to fine and smoothed.",
+        "(a) 1 × 1 convolutions bring the tapped maps to the same channels; they are resized, added from coarse to fine "
+        "and smoothed.",
         "(b) The levels L2 and L3 attend within a window and over the whole caption (the small matrices); "
         "all are averaged over tokens but L4, and projected.",
         f"(c) Two linear maps join averaged visual levels and language levels; {compared}.{diagonal}",
