@@ -15,6 +15,7 @@ MACROS = r"""% names.
 %   \cmapkdname{full_run}                          a name: experiment, teacher, student, initialisation, seeds, full_run, ...
 %   \cmapkdlabel{KD}                               what a run is called
 %   \cmapkdmethods, \cmapkdablations               keys of the runs of each group, separated by commas
+%   \cmapkdappendix                                names of the tables of the appendix, separated by commas
 %   \cmapkdtext{figure1}{teacher}{model}           words of a table, figure or algorithm
 %   \cmapkdcaption{figure3}                        a figure's caption
 %   \cmapkdif{table2}{CMAPKD}{i2t_r1}{yes}{no}     whether there is such a number
@@ -23,7 +24,7 @@ MACROS = r"""% names.
 \newcommand{\cmapkdlabel}[1]{\cmapkd@get{label}{runs}{#1}{label}}
 \newcommand{\cmapkdtext}[3]{\cmapkd@get{text}{#1}{#2}{#3}}
 \newcommand{\cmapkdcaption}[1]{\cmapkd@get{caption}{#1}{caption}{caption}}
-\newcommand{\cmapkdif}[3]{\ifcsname cmapkd@#1@#2@#3@value\endcsname\expandafter\@firstoftwo\else\expandafter\@secondoftwo\fi}
+\newcommand{\cmapkdif}[3]{\ifcsname cmapkd@value@#1@#2@#3\endcsname\expandafter\@firstoftwo\else\expandafter\@secondoftwo\fi}
 """
 
 
@@ -45,6 +46,7 @@ def render_names(
     for group, macro in (("method", "cmapkdmethods"), ("ablation", "cmapkdablations")):
         keys = ",".join(macro_key(run.name) for run in context.students(group))
         lines.append(f"\\newcommand{{\\{macro}}}{{{keys}}}\n")
+    lines.append(f"\\newcommand{{\\cmapkdappendix}}{{{','.join(context.appendix)}}}\n")
     for part, rows in texts.items():
         for row, columns in rows.items():
             for column, text in columns.items():
@@ -65,6 +67,8 @@ def names(context: PaperContext) -> dict[str, str]:
         "student": escape(design.student.name if design else "the student"),
         "initialisation": escape("random" if context.student_initialisation == "random" else context.student_initialisation),
         "seeds": ", ".join(str(seed) for seed in context.seeds),
+        "seed_count": str(len(context.seeds)),
+        "others": escape(_listed([run.shown for run in context.students() if run is not full])),
         "full_run": macro_key(full.name) if full else macro_key(context.full_run),
         "full_label": escape(full.shown if full else context.full_run),
     }
@@ -72,6 +76,11 @@ def names(context: PaperContext) -> dict[str, str]:
         if splits:
             found[task] = escape(context.label(splits[0], task))  # type: ignore[arg-type]
     return found
+
+
+def _listed(names: list[str]) -> str:
+    """``A, B and C``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names) or "no other method"
 
 
 def _set(kind: str, part: str, row: str, column: str, value: str) -> str:
