@@ -176,11 +176,11 @@ def paper_pdf(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
 @paper_app.command("manuscript")
 def paper_manuscript(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """Typeset the article of the key `paper.manuscript` with this experiment's tables, figures and numbers."""
-    from cmapkd.paper.manuscript import build_manuscript, missing_for
+    from cmapkd.paper.manuscript import build_manuscript, missing_for_manuscript
 
     context = _paper(experiment, results)
     if not build_manuscript(context):
-        reason = f"there is no {', '.join(missing_for(context))} here" if context.manuscript else "none is configured"
+        reason = f"there is no {', '.join(missing_for_manuscript())} here" if context.manuscript else "none is configured"
         typer.echo(f"no manuscript.pdf: {reason}", err=True)
 
 

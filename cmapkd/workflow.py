@@ -15,7 +15,7 @@ from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.figures import DRAWINGS, FIGURES
-from cmapkd.paper.manuscript import missing_for, sources
+from cmapkd.paper.manuscript import missing_for_manuscript, sources
 from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
@@ -167,16 +167,16 @@ def algorithm_params(context: PaperContext, name: str) -> dict[str, Any]:
     return paper_params(context, ALGORITHMS[name])
 
 
-def plots() -> str:
-    """The numbers of figures that show what was measured, as a pattern; the others are drawings of what was configured."""
-    return "|".join(name.removeprefix("figure") for name in FIGURES if name not in DRAWINGS)
+def figure_numbers(*, drawings: bool) -> str:
+    """Numbers, as a pattern, of the figures that are drawings of what was configured, or of those of what was measured."""
+    return "|".join(name.removeprefix("figure") for name in FIGURES if (name in DRAWINGS) == drawings)
 
 
 def manuscript_files(context: PaperContext, latex: bool) -> list[str]:
     """The manuscript's own files, where it can be typeset; else nothing, after saying why."""
     if context.manuscript is None or not latex:
         return []
-    if missing := missing_for(context):
+    if missing := missing_for_manuscript():
         sys.stderr.write(f"The manuscript is left out: there is no {', '.join(missing)} here.\n")
         return []
     return [str(path) for path in sources(context)]
@@ -184,9 +184,8 @@ def manuscript_files(context: PaperContext, latex: bool) -> list[str]:
 
 def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
     """The last lines of a successful run: where to look."""
-    what = (
-        f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ (no pdflatex here: tables and plots, but no drawings, no PDF)"
-    )
+    missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
+    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ ({missing})"
     what += f" and {home}/paper/manuscript.pdf" if manuscript else ""
     sys.stderr.write(
         f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"

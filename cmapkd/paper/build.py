@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,7 @@ from cmapkd.paper.names import render_names
 from cmapkd.paper.tables import compute_table
 
 EPOCH = "946684800"  # 2000-01-01: any constant will do, it keeps the time of the build out of the PDF
-NO_LATEX = (
-    "there is no pdflatex on PATH: the tables, the figures, numbers.tex and paper.tex are made, paper.pdf is not; "
-    "on Debian or Ubuntu `apt-get install texlive-latex-recommended` brings it"
-)
+PACKAGES = ("booktabs.sty", "tikz.sty", "algorithm2e.sty", "ifoddpage.sty")  # those that a small installation may lack
 TIMEOUT = 120  # [s] of one pdflatex run
 
 
@@ -170,7 +168,19 @@ def build_paper(context: PaperContext) -> bool:
 
 def has_latex() -> bool:
     """Whether PDFs can be typeset here."""
-    return shutil.which("pdflatex") is not None
+    return not missing_latex(*PACKAGES)
+
+
+def missing_latex(*files: str) -> list[str]:
+    """Programs, and files of a TeX distribution, that are not here."""
+    if missing := [program for program in ("pdflatex", "kpsewhich") if shutil.which(program) is None]:
+        return missing
+    return [file for file in files if not _in_tex(file)]
+
+
+@cache
+def _in_tex(file: str) -> bool:
+    return subprocess.run(["kpsewhich", file], capture_output=True, check=False).returncode == 0
 
 
 def read_part(context: PaperContext, name: str) -> dict[str, Any]:

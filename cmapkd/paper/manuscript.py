@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-from functools import cache
 from pathlib import Path
 
 from cmapkd.errors import UserError
-from cmapkd.files import write_atomic
-from cmapkd.paper.build import compile_pdf, existing, has_latex, part_files
+from cmapkd.paper.build import PACKAGES, compile_pdf, existing, missing_latex, part_files
 from cmapkd.paper.context import PaperContext
 
 # What a manuscript may need beyond the LaTeX of paper.tex: LNCS with its bibliography style, from texlive-publishers.
-FILES = ("llncs.cls", "splncs04.bst", "algorithm2e.sty", "ifoddpage.sty")
+FILES = ("llncs.cls", "splncs04.bst")
 BESIDE = (".bib", ".bst", ".cls", ".sty", ".tex", ".pdf", ".png", ".jpg")
 COMPLAINTS = r"(?:Reference|Citation) .* undefined|multiply defined|Float too large"
 
 
 def build_manuscript(context: PaperContext) -> bool:
-    """Typeset ``paper/manuscript.pdf``; its log is kept beside it.
+    """Typeset ``paper/manuscript.pdf``.
 
     Returns:
         Whether it was made. If not (no manuscript is configured, or LaTeX lacks something), an older one is removed.
@@ -33,7 +30,7 @@ def build_manuscript(context: PaperContext) -> bool:
         UserError: the manuscript or a part is missing; LaTeX or BibTeX reports an error; a reference leads nowhere.
     """
     pdf = context.paper / "manuscript.pdf"
-    if context.manuscript is None or missing_for(context):
+    if context.manuscript is None or missing_for_manuscript():
         pdf.unlink(missing_ok=True)
         return False
     inputs = [*sources(context), *existing(context, ["numbers.tex", *part_files(context)])]
@@ -52,7 +49,6 @@ def build_manuscript(context: PaperContext) -> bool:
         pdf.unlink()
         listed = "\n".join(f"    {line}" for line in complaints)
         raise UserError(key=str(context.manuscript), reason=f"LaTeX warns:\n{listed}", fix="mend it there")
-    write_atomic(context.paper / "manuscript.log", log)
     return True
 
 
@@ -71,14 +67,7 @@ def sources(context: PaperContext) -> list[Path]:
     return [main, *beside]
 
 
-def missing_for(context: PaperContext) -> list[str]:
+def missing_for_manuscript() -> list[str]:
     """Programs and files that typesetting the manuscript lacks here."""
-    if not has_latex():
-        return ["pdflatex"]
     programs = [] if shutil.which("bibtex") else ["bibtex"]
-    return [*programs, *(name for name in FILES if not _in_tex(name))]
-
-
-@cache
-def _in_tex(name: str) -> bool:
-    return subprocess.run(["kpsewhich", name], capture_output=True, check=False).returncode == 0
+    return [*missing_latex(*PACKAGES, *FILES), *programs]

@@ -41,12 +41,12 @@ def render_names(
     for key, name in names(context).items():
         lines.append(_set("name", "names", "names", key, name))
     for run in (TEACHER, *(run.name for run in context.runs)):
-        label = context.teacher_label if run == TEACHER else next(found.shown for found in context.runs if found.name == run)
+        label = TEACHER if run == TEACHER else next(found.shown for found in context.runs if found.name == run)
         lines.append(_set("label", "runs", macro_key(run), "label", escape(label)))
     for group, macro in (("method", "cmapkdmethods"), ("ablation", "cmapkdablations")):
         keys = ",".join(macro_key(run.name) for run in context.students(group))
-        lines.append(f"\\newcommand{{\\{macro}}}{{{keys}}}\n")
-    lines.append(f"\\newcommand{{\\cmapkdappendix}}{{{','.join(context.appendix)}}}\n")
+        lines.append(f"\\def\\{macro}{{{keys}}}\n")  # not \\newcommand: \\ifx must see that it is empty
+    lines.append(f"\\def\\cmapkdappendix{{{','.join(context.appendix)}}}\n")
     for part, rows in texts.items():
         for row, columns in rows.items():
             for column, text in columns.items():

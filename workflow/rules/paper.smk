@@ -36,7 +36,7 @@ rule figure:
     log:
         f"{HOME}/logs/paper/figure{{number}}.log",
     wildcard_constraints:
-        number=parts.plots(),
+        number=parts.figure_numbers(drawings=False),
     params:
         depends=lambda wildcards: parts.figure_params(PAPER, f"figure{wildcards.number}"),
         options=OPTIONS,
@@ -54,6 +54,8 @@ rule drawing:
         json=f"{HOME}/paper/figure{{number}}.json",
     log:
         f"{HOME}/logs/paper/figure{{number}}.log",
+    wildcard_constraints:
+        number=parts.figure_numbers(drawings=True),
     params:
         depends=lambda wildcards: parts.figure_params(PAPER, f"figure{wildcards.number}"),
         options=OPTIONS,

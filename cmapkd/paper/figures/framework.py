@@ -111,10 +111,11 @@ def build(context: PaperContext) -> Figure:
         **_weights(given, design),
         "selection": _selection(design),
     }
+    caption = _caption(context, design, given)
     return Figure(
         name=NAME,
         title="Framework",
-        caption=_caption(context, design),
+        caption=caption,
         parents=given.parents(),
         cells=given.cells,
         texts=given.texts,
@@ -198,15 +199,20 @@ def _selection(design: PaperDesign) -> str:
     return fill(FIXED, {"policy": POLICIES[policy]})
 
 
-def _caption(context: PaperContext, design: PaperDesign) -> str:
+def _caption(context: PaperContext, design: PaperDesign, given: Constants) -> str:
     run = next(run for run in context.runs if run.name == design.run)
     selection = "ALSN weights the levels of each sample" if design.uses_alsn else "the levels have fixed weights"
     sentences = [
         f"As configured for {run.shown}; nothing here is measured.",
         f"Teacher {design.teacher.name} (grey, frozen) and student {design.student.name} each have a visual pyramid P2 to P5 "
         f"and a language hierarchy L1 to L4, joined by a bridge; {selection}.",
-        "Losses (red frames) compare the two; numbers are their weights.",
+        "Losses (orange frames) compare the two; numbers are their weights.",
         "Inside the thick line: what remains at inference, the student's two towers. "
         "What the dashed line encloses is trained beside it and then dropped.",
     ]
+    further = {name: weight for name, weight in design.method["embedding"].items() if weight}
+    if further:
+        where = "runs", design.run, "embedding"
+        terms = ", ".join(f"{name} {given.number('embedding', name, weight, *where, name)}" for name, weight in further.items())
+        sentences.append(f"The embeddings are a further level, compared with the teacher's (weights: {terms}; not drawn).")
     return " ".join(sentences)
