@@ -152,10 +152,18 @@ def paper_table(name: str, experiment: Experiment = DEFAULT, results: Results = 
 
 @paper_app.command("figure")
 def paper_figure(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Draw one figure as PDF, with its values and parents beside it."""
+    """Draw one figure as PDF, with its values and parents beside it; a drawing is TikZ, and a PDF where LaTeX is installed."""
     from cmapkd.paper.build import build_figure
 
     build_figure(name, _paper(experiment, results))
+
+
+@paper_app.command("algorithm")
+def paper_algorithm(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Write one algorithm as LaTeX, with the parents of its constants beside it."""
+    from cmapkd.paper.build import build_algorithm
+
+    build_algorithm(name, _paper(experiment, results))
 
 
 @paper_app.command("document")
@@ -173,6 +181,17 @@ def paper_pdf(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
 
     if not build_pdf(_paper(experiment, results)):
         typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
+
+
+@paper_app.command("manuscript")
+def paper_manuscript(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Typeset the article of the key `paper.manuscript` with this experiment's tables, figures and numbers."""
+    from cmapkd.paper.manuscript import build_manuscript, missing_for_manuscript
+
+    context = _paper(experiment, results)
+    if not build_manuscript(context):
+        reason = f"there is no {', '.join(missing_for_manuscript())} here" if context.manuscript else "none is configured"
+        typer.echo(f"no manuscript.pdf: {reason}", err=True)
 
 
 @paper_app.command("all")

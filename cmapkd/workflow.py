@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,12 @@ import yaml
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint
+from cmapkd.paper import build
+from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
-from cmapkd.paper.figures import FIGURES
+from cmapkd.paper.figures import DRAWINGS, FIGURES
 from cmapkd.paper.log_page import logs_of
+from cmapkd.paper.manuscript import missing_for_manuscript, sources
 from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
@@ -105,6 +107,7 @@ def paper_params(context: PaperContext, *modules: str) -> dict[str, Any]:
             context.appendix,
             context.full_run,
             context.figures,
+            context.algorithms,
             context.weights_run,
             context.weights_samples,
             context.appendix_figures,
@@ -204,13 +207,35 @@ def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
 
 
 def has_latex() -> bool:
-    """Whether the PDF can be typeset here."""
-    return shutil.which("pdflatex") is not None
+    """Whether PDFs can be typeset here."""
+    return build.has_latex()
 
 
-def say_what_was_made(home: str, latex: bool) -> None:
+def algorithm_params(context: PaperContext, name: str) -> dict[str, Any]:
+    """What one algorithm depends on."""
+    return paper_params(context, ALGORITHMS[name])
+
+
+def figure_names(*, drawings: bool) -> str:
+    """Names, as a pattern, of the figures that are drawings of what was configured, or of those of what was measured."""
+    return "|".join(name for name in FIGURES if (name in DRAWINGS) == drawings)
+
+
+def manuscript_files(context: PaperContext, latex: bool) -> list[str]:
+    """The manuscript's own files, where it can be typeset; else nothing, after saying why."""
+    if context.manuscript is None or not latex:
+        return []
+    if missing := missing_for_manuscript():
+        sys.stderr.write(f"The manuscript is left out: there is no {', '.join(missing)} here.\n")
+        return []
+    return [str(path) for path in sources(context)]
+
+
+def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
     """The last lines of a successful run: where to look."""
-    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ (no pdflatex here: tables and figures, but no PDF)"
+    missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
+    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ ({missing})"
+    what += f" and {home}/paper/manuscript.pdf" if manuscript else ""
     sys.stderr.write(
         f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
     )

@@ -41,6 +41,12 @@ class PaperConfig(Config):
     appendix_figures: tuple[str, ...] = Field(
         (), description="figures of the appendix, in order, after its tables; none of them also in `figures`"
     )
+    algorithms: tuple[str, ...] = Field((), description="algorithms, in the order in which the paper shows them")
+    manuscript: str = Field(
+        "paper/manuscript.tex",
+        description="the article: a LaTeX file in the repository (or an absolute path) that uses the tables, figures and "
+        "macros of the experiment; files beside it may be used by it; empty: none",
+    )
     planned: bool = Field(
         False,
         description="add a table to the appendix that shows the planned numbers of `config/planned.yaml` beside the measured "
@@ -75,6 +81,13 @@ class PaperConfig(Config):
         from cmapkd.paper.figures import FIGURES
 
         return _known(names, list(FIGURES), "figure")
+
+    @field_validator("algorithms")
+    @classmethod
+    def _known_algorithms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from cmapkd.paper.algorithms import ALGORITHMS
+
+        return _known(names, list(ALGORITHMS), "algorithm")
 
     @model_validator(mode="after")
     def _one_place(self) -> PaperConfig:

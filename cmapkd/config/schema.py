@@ -250,6 +250,13 @@ class ExperimentConfig(Config):
                 raise ValueError(f"paper.full_run = {full!r} names no run, table4 needs it; {nearest(full, list(self.runs))}")
             if not any(method.group == "ablation" for name, method in self.runs.items() if name != full):
                 raise ValueError("paper.tables names table4, but no run has `group: ablation`")
+        shown = (*(name for name in self.paper.figures if name in ("figure1", "figure2")), *self.paper.algorithms)
+        method = self.runs.get(self.paper.full_run)
+        if shown and method is None:
+            reason = nearest(self.paper.full_run, list(self.runs))
+            raise ValueError(f"paper.full_run = {self.paper.full_run!r} names no run, {shown[0]} shows it; {reason}")
+        if shown and method is not None and not method.uses_pyramid:
+            raise ValueError(f"paper.full_run = {self.paper.full_run!r} has no pyramids, which {shown[0]} shows; leave it out")
         if "tuned" in tables and getattr(self, "tuned", None) is None:
             raise ValueError("tuned: paper.tables or paper.appendix names the table `tuned`, which needs this file")
 

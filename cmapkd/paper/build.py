@@ -1,4 +1,4 @@
-"""Files of the paper: each table and figure by itself, then macros, document and PDF. Each function is one workflow rule.
+"""Files of the paper: each table, figure and algorithm by itself, then macros, document and PDFs. Each is one workflow rule.
 
 Everything but the PDF is a pure function of the metric files. The PDF is, too, for one TeX distribution: it holds no dates
 and no random identifiers.
@@ -11,26 +11,27 @@ import re
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path, read_json, write_atomic, write_json
-from cmapkd.paper.cells import Cell, Table, decimals_of
+from cmapkd.paper.algorithms import Algorithm, compute_algorithm
+from cmapkd.paper.cells import Cell, Table, Text, decimals_of
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.document import render_document
-from cmapkd.paper.figures import Figure, draw_figure
-from cmapkd.paper.latex import best_and_second, render_macros, render_table
+from cmapkd.paper.figures import DRAWINGS, Figure, draw_figure, draw_tikz
+from cmapkd.paper.figures.tikz import STYLE, standalone
+from cmapkd.paper.latex import best_and_second, escape, render_macros, render_table
 from cmapkd.paper.metrics import Metrics
+from cmapkd.paper.names import render_names
 from cmapkd.paper.picture import picture_of
 from cmapkd.paper.table_page import render_figure_page, render_table_page
 from cmapkd.paper.tables import compute_table
 
 EPOCH = "946684800"  # 2000-01-01: any constant will do, it keeps the time of the build out of the PDF
-NO_LATEX = (
-    "there is no pdflatex on PATH: the tables, the figures, numbers.tex and paper.tex are made, paper.pdf is not; "
-    "on Debian or Ubuntu `apt-get install texlive-latex-recommended` brings it"
-)
+PACKAGES = ("booktabs.sty", "tikz.sty", "algorithm2e.sty", "ifoddpage.sty")  # those that a small installation may lack
 TIMEOUT = 120  # [s] of one pdflatex run
 
 
@@ -52,7 +53,12 @@ def build_table(name: str, context: PaperContext, metrics: Metrics | None = None
 
 
 def build_figure(name: str, context: PaperContext, metrics: Metrics | None = None) -> Figure:
-    """Write ``paper/<name>.pdf``, ``paper/<name>.json`` and, for a browser, ``paper/<name>.png`` and ``paper/<name>.html``."""
+    """Write ``paper/<name>.pdf``, ``paper/<name>.json`` and, for a browser, ``paper/<name>.png`` and ``paper/<name>.html``.
+
+    Of a drawing also ``<name>.tex``; its PDF where LaTeX is.
+    """
+    if name in DRAWINGS:
+        return _build_drawing(name, context)
     with atomic_path(context.paper / f"{name}.pdf") as path:
         figure = draw_figure(name, context, metrics or Metrics(context), path)
     write_json(context.paper / f"{name}.json", figure.to_json())
@@ -72,10 +78,36 @@ def write_figure_page(figure: Figure, context: PaperContext, latex: str = "") ->
     write_atomic(context.paper / f"{figure.name}.html", page)
 
 
+def _build_drawing(name: str, context: PaperContext) -> Figure:
+    figure = draw_tikz(name, context)
+    source, pdf = context.paper / f"{name}.tex", context.paper / f"{name}.pdf"
+    write_atomic(source, f"% {name}: made by cmapkd; its constants have their parents in {name}.json\n{STYLE}{figure.tikz}")
+    write_json(context.paper / f"{name}.json", figure.to_json())
+    if has_latex():
+        with tempfile.TemporaryDirectory(prefix="cmapkd-drawing-") as directory:
+            main = Path(directory) / f"{name}.tex"
+            main.write_text(standalone(figure.tikz))
+            compile_pdf([main], pdf)
+    else:
+        pdf.unlink(missing_ok=True)
+    write_figure_page(figure, context, figure.tikz)
+    return figure
+
+
+def build_algorithm(name: str, context: PaperContext) -> Algorithm:
+    """Write ``paper/<name>.tex`` and ``paper/<name>.json``."""
+    algorithm = compute_algorithm(name, context)
+    write_atomic(context.paper / f"{name}.tex", algorithm.latex)
+    write_json(context.paper / f"{name}.json", algorithm.to_json())
+    return algorithm
+
+
 def build_numbers(context: PaperContext) -> None:
-    """Write ``paper/numbers.tex`` from the JSON of the tables and figures."""
+    """Write ``paper/numbers.tex`` from the JSON of the tables, figures and algorithms."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
-    for name in (*context.all_tables, *context.all_figures):
+    texts: dict[str, dict[str, dict[str, Text]]] = {}
+    captions: dict[str, str] = {}
+    for name in context.all_parts:
         content = read_part(context, name)
         decimals = {column["column"]: column["decimals"] for column in content.get("columns", [])}
         rest = content.get("decimals", 0)  # what a table's caption states are counts
@@ -83,7 +115,14 @@ def build_numbers(context: PaperContext) -> None:
             row: {column: (Cell.from_json(cell), decimals.get(column, rest)) for column, cell in cells.items()}
             for row, cells in content["cells"].items()
         }
-    write_atomic(context.paper / "numbers.tex", render_macros(numbers))
+        texts[name] = {
+            row: {column: Text.from_json(text) for column, text in columns.items()}
+            for row, columns in content.get("texts", {}).items()
+        }
+        if name in context.all_figures:
+            captions[name] = f"\\textbf{{{escape(content['title'])}.}} {escape(content['caption'])}"
+    macros = render_macros(numbers) + render_names(context, texts, captions)
+    write_atomic(context.paper / "numbers.tex", macros)
 
 
 def build_document(context: PaperContext, metrics: Metrics | None = None) -> None:
@@ -93,7 +132,7 @@ def build_document(context: PaperContext, metrics: Metrics | None = None) -> Non
         UserError: a table or figure is not built yet.
     """
     build_numbers(context)
-    parts = {name: read_part(context, name) for name in (*context.all_tables, *context.all_figures)}
+    parts = {name: read_part(context, name) for name in context.all_parts}
     write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
 
 
@@ -107,32 +146,65 @@ def build_pdf(context: PaperContext) -> bool:
         UserError: a part is missing, or LaTeX reports an error (its message is in the reason).
     """
     pdf = context.paper / "paper.pdf"
-    if shutil.which("pdflatex") is None:
+    if not has_latex():
         pdf.unlink(missing_ok=True)
         return False
     names = [
         "paper.tex",
         "numbers.tex",
-        *(f"{name}.tex" for name in context.all_tables),
-        *(f"{name}.pdf" for name in context.all_figures),
+        *part_files(context),
     ]
-    inputs = [context.paper / name for name in names]
-    for path in inputs:
-        if not path.is_file():
-            raise UserError(key=str(path), reason="is not built yet", fix=f"make it: {context.recompute(path)}")
-    compile_pdf(inputs, pdf)
+    compile_pdf(existing(context, names), pdf)
     return True
 
 
+def part_files(context: PaperContext) -> list[str]:
+    """What LaTeX reads of every table, figure and algorithm."""
+    figures = [f"{name}.pdf" for name in context.all_figures]
+    return [*(f"{name}.tex" for name in (*context.all_tables, *context.algorithms)), *figures]
+
+
+def existing(context: PaperContext, names: list[str]) -> list[Path]:
+    """Paths of files in ``paper/``.
+
+    Raises:
+        UserError: one is not built yet.
+    """
+    paths = [context.paper / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(key=str(path), reason="is not built yet", fix=f"make it: {context.recompute(path)}")
+    return paths
+
+
 def build_paper(context: PaperContext) -> bool:
-    """All of it, reading each metric file once. Returns whether the PDF was made."""
+    """All of it but the manuscript, reading each metric file once. Returns whether the PDF was made."""
     metrics = Metrics(context)
     for name in context.all_tables:
         build_table(name, context, metrics)
     for name in context.all_figures:
         build_figure(name, context, metrics)
+    for name in context.algorithms:
+        build_algorithm(name, context)
     build_document(context, metrics)
     return build_pdf(context)
+
+
+def has_latex() -> bool:
+    """Whether PDFs can be typeset here."""
+    return not missing_latex(*PACKAGES)
+
+
+def missing_latex(*files: str) -> list[str]:
+    """Programs, and files of a TeX distribution, that are not here."""
+    if missing := [program for program in ("pdflatex", "kpsewhich") if shutil.which(program) is None]:
+        return missing
+    return [file for file in files if not _in_tex(file)]
+
+
+@cache
+def _in_tex(file: str) -> bool:
+    return subprocess.run(["kpsewhich", file], capture_output=True, check=False).returncode == 0
 
 
 def read_part(context: PaperContext, name: str) -> dict[str, Any]:
@@ -153,8 +225,11 @@ def read_part(context: PaperContext, name: str) -> dict[str, Any]:
     return content
 
 
-def compile_pdf(inputs: list[Path], target: Path) -> None:
-    """Compile the first of ``inputs`` in a temporary directory and move the PDF to ``target``.
+def compile_pdf(inputs: list[Path], target: Path) -> str:
+    """Compile the first of ``inputs`` in a temporary directory and move the PDF to ``target``; with a ``.bib``, by BibTeX, too.
+
+    Returns:
+        The log of the last run.
 
     Raises:
         UserError: LaTeX reported an error; the reason holds the lines of its log that say where and why.
@@ -173,22 +248,31 @@ def compile_pdf(inputs: list[Path], target: Path) -> None:
         }
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", "-no-shell-escape", main]
         log = ""
-        for _ in range(4):  # references and hyperref settle within three runs
-            try:
-                done = subprocess.run(
-                    command, cwd=directory, env=environment, capture_output=True, timeout=TIMEOUT, check=False
-                )
-            except subprocess.TimeoutExpired as error:
-                raise UserError(key="pdflatex", value=main, reason=f"did not end within {TIMEOUT} s") from error
+        cited = any(path.suffix == ".bib" for path in inputs)
+        for turn in range(5):  # references and hyperref settle within three runs, citations need one more
+            done = _run(command, directory, environment)
             log = _log(directory / main, done.stdout)
             if done.returncode:
                 raise UserError(
                     key=main, reason=f"LaTeX failed:\n{latex_errors(log)}", fix="see the lines above; paper.tex is kept"
                 )
-            if not re.search(r"Rerun to get|Label\(s\) may have changed", log):
+            if turn == 0 and cited:
+                done = _run(["bibtex", "-terse", Path(main).stem], directory, environment)
+                if done.returncode:
+                    reason = f"BibTeX failed:\n{done.stdout.decode('utf-8', errors='replace').strip()}"
+                    raise UserError(key=main, reason=reason, fix="see the lines above")
+            elif not re.search(r"Rerun to get|Label\(s\) may have changed|There were undefined", log):
                 break
         with atomic_path(target) as temporary:
             shutil.copyfile((directory / main).with_suffix(".pdf"), temporary)
+    return log
+
+
+def _run(command: list[str], directory: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(command, cwd=directory, env=environment, capture_output=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(key=command[0], value=command[-1], reason=f"did not end within {TIMEOUT} s") from error
 
 
 def latex_errors(log: str, context: int = 4) -> str:

@@ -6,10 +6,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
+
+if TYPE_CHECKING:
+    from cmapkd.paper.design import PaperDesign
 
 TEACHER = "Teacher"
 PLANNED_FILE = "config/planned.yaml"
@@ -85,6 +88,7 @@ class PaperContext:
     appendix: tuple[str, ...] = ()  # tables after those
     figures: tuple[str, ...] = ()
     appendix_figures: tuple[str, ...] = ()  # figures after the tables of the appendix
+    algorithms: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     planned: bool = False
     planned_file: Path = Path(PLANNED_FILE)
@@ -96,7 +100,9 @@ class PaperContext:
     global_batch: int = 0
     warmup: float = 0.0  # share of each stage
     bootstrap: Bootstrap = Bootstrap()
+    design: PaperDesign | None = None  # of the full method; None when it has no pyramid
     tuned_file: Path | None = None  # what the search of hyper-parameters found
+    manuscript: Path | None = None  # the article that uses all this
     config_file: Path | None = None  # the experiment's file, for the commands that `trace` prints
 
     def __post_init__(self) -> None:
@@ -147,10 +153,16 @@ class PaperContext:
         return (*self.figures, *self.appendix_figures)
 
     @property
+    def all_parts(self) -> tuple[str, ...]:
+        """Tables, figures and algorithms: all that has numbers."""
+        return (*self.all_tables, *self.all_figures, *self.algorithms)
+
+    @property
     def experiment_digest(self) -> str:
-        """SHA-256 of what the paper tells of the experiment's file: schedules, and what each run makes of them."""
+        """SHA-256 of what the paper tells of the experiment's file: schedules, what runs make of them, the full method."""
         runs = [[run.name, run.group, run.schedule, run.lr_scale, run.changes, run.level_temperature] for run in self.runs]
-        return digest([[asdict(stage) for stage in self.stages], runs, self.global_batch, self.warmup, self.full_run])
+        stages, design = [asdict(stage) for stage in self.stages], asdict(self.design) if self.design is not None else None
+        return digest([stages, runs, self.global_batch, self.warmup, self.full_run, design])
 
     @property
     def tuned_name(self) -> str:

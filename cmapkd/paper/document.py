@@ -1,6 +1,6 @@
 """``paper.tex``: title, what was run, tables, figures, and where the numbers come from.
 
-Only packages of Debian's texlive-latex-recommended are used.
+Packages are those that `scripts/setup-latex.sh` installs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ PREAMBLE = r"""% paper.tex: made by cmapkd from metric files.
 \documentclass[10pt]{article}
 \usepackage[utf8]{inputenc}
 \usepackage[a4paper,textwidth=122mm,textheight=193mm]{geometry}  % text area of LNCS
-\usepackage{amsmath}
+\usepackage{amsmath,amssymb}
 \usepackage{booktabs}
 \usepackage{longtable}
 \usepackage{graphicx}
 \usepackage{microtype}
+\usepackage[ruled,vlined,linesnumbered]{algorithm2e}
 \usepackage[font=small,labelfont=bf,labelsep=period]{caption}
 \captionsetup[table]{position=above,skip=5pt}
 \usepackage[hidelinks]{hyperref}
@@ -56,6 +57,7 @@ def render_document(context: PaperContext, metrics: Metrics, parts: Mapping[str,
     numbers = table_numbers(context.tables)
     lines += [f"\\setcounter{{table}}{{{numbers[name] - 1}}}\\input{{{name}}}" for name in context.tables]
     lines += [_numbered(name) + _figure(name, parts[name]) for name in context.figures]
+    lines += [f"{_numbered(name)}\\input{{{name}}}" for name in context.algorithms]
     lines += [r"\clearpage", r"\section*{Where the numbers come from}", _origins(files)]
     if context.appendix or context.appendix_figures:
         # Tables and figures A1, A2, ...; hyperref tells them from those of the text by \theHtable and \theHfigure.
@@ -110,6 +112,7 @@ def _data(files: list[MetricFile]) -> str:
 def _pointers(context: PaperContext, parts: Mapping[str, Mapping[str, Any]]) -> str:
     names = [f"Table~\\ref{{tab:{name}}} ({_lower(parts[name]['title'])})" for name in context.all_tables]
     names += [f"Figure~\\ref{{fig:{name}}} ({_lower(parts[name]['title'])})" for name in context.all_figures]
+    names += [f"Algorithm~\\ref{{alg:{name}}} ({_lower(parts[name]['title'])})" for name in context.algorithms]
     return f"{'; '.join(names)}." if names else "No table and no figure is configured."
 
 
@@ -128,7 +131,8 @@ def _numbered(name: str) -> str:
     """Table 2 keeps its number when table 1 is not in the paper: ``table2`` in files and commands is Table 2 on paper."""
     kind = name.rstrip("0123456789")
     digits = name[len(kind) :]
-    return f"\\setcounter{{{kind}}}{{{int(digits) - 1}}}" if kind in ("table", "figure") and digits else ""
+    counter = {"table": "table", "figure": "figure", "algorithm": "algocf"}.get(kind)
+    return f"\\setcounter{{{counter}}}{{{int(digits) - 1}}}" if counter and digits else ""
 
 
 def _figure(name: str, part: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from cmapkd.config.methods import MethodConfig
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.config.tuning import PLACES
 from cmapkd.paper.context import Bootstrap, PaperContext, PaperRun, PaperStage
+from cmapkd.paper.design import paper_design, paper_stage
 from cmapkd.plan import CONFIG, TEACHER
 from cmapkd.runs import teacher_seed
 
@@ -34,6 +35,7 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         appendix=_appendix(experiment),
         figures=tuple(paper.figures),
         appendix_figures=tuple(paper.appendix_figures),
+        algorithms=tuple(paper.algorithms),
         labels=paper.labels,
         planned=paper.planned,
         planned_file=CONFIG / "planned.yaml",
@@ -45,6 +47,8 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         global_batch=experiment.training.global_batch,
         warmup=experiment.training.warmup,
         bootstrap=Bootstrap(**paper.bootstrap.model_dump()),
+        design=paper_design(experiment),
+        manuscript=CONFIG.parent / paper.manuscript if paper.manuscript else None,
         tuned_file=_tuned_file(tuned, config_file) if tuned else None,
         config_file=config_file,
     )
@@ -105,15 +109,4 @@ def _stages(experiment: ExperimentConfig) -> Iterator[PaperStage]:
     for schedule in dict.fromkeys(method.schedule for method in ([full] if full is not None else []) + methods):
         pyramid = any(method.uses_pyramid for method in methods if method.schedule == schedule)
         for stage in experiment.schedules[schedule]:
-            yield PaperStage(
-                schedule=schedule,
-                name=stage.name,
-                epochs=stage.epochs,
-                lr=stage.lr,
-                lr_end=stage.lr_end,
-                trains=stage.trains,
-                group_lr=tuple(stage.group_lr.items()),
-                visual_levels=stage.visual_levels if pyramid else (),
-                language_levels=stage.language_levels if pyramid else (),
-                policy=stage.policy if pyramid else "",
-            )
+            yield paper_stage(schedule, stage, pyramid=pyramid)

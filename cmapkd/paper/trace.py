@@ -78,7 +78,7 @@ def _shown(cell: Cell | Text) -> str:
 
 
 def _find(context: PaperContext, table: str, row: str, column: str) -> tuple[dict[str, Any], str, str]:
-    names = [*context.all_tables, *context.all_figures]
+    names = list(context.all_parts)
     if table not in names:
         raise UserError(key="table", value=table, reason="is not in this paper", fix=nearest(table, names))
     content = read_part(context, table)

@@ -57,7 +57,7 @@ class Checkout:
 
 def copy_repository(target: Path) -> Checkout:
     """What a user's checkout holds, without its environment and results."""
-    for part in ("cmapkd", "workflow", "config"):
+    for part in ("cmapkd", "workflow", "config", "paper"):
         shutil.copytree(REPOSITORY / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
     return Checkout(target)
 

@@ -10,7 +10,7 @@ from cmapkd.files import slug
 from .conftest import Checkout
 
 Edit = Callable[[str, str, str], None]
-PAPER = {"Document and macros", "Typesetting the paper"}
+PAPER = {"Document and macros", "Typesetting the paper", "Typesetting the manuscript"}
 ABLATION = "w/o ALSN (uniform)"
 
 
@@ -28,7 +28,7 @@ def test_nothing_to_do(finished: Checkout) -> None:
 
 
 def test_touching_files_reruns_nothing(finished: Checkout) -> None:
-    for folder in ("cmapkd", "config", "workflow"):
+    for folder in ("cmapkd", "config", "workflow", "paper"):
         for path in (finished.root / folder).rglob("*"):
             if path.is_file():
                 os.utime(path)

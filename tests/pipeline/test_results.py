@@ -109,7 +109,20 @@ def test_a_paper_is_typeset_where_latex_is(finished: Checkout) -> None:
     from pypdf import PdfReader
 
     text = "".join(page.extract_text() for page in PdfReader(finished.home / "paper/paper.pdf").pages)
-    for word in ("CMAPKD", "Scratch", "Teacher", "Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Fig"):
+    for word in ("CMAPKD", "Scratch", "Teacher", "Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Fig", "Algorithm 2"):
+        assert word in text
+
+
+def test_the_manuscript_is_typeset_where_lncs_is(finished: Checkout) -> None:
+    from cmapkd.paper.manuscript import missing_for_manuscript
+
+    if missing := missing_for_manuscript():
+        pytest.skip(f"no {', '.join(missing)} on this machine")
+    from pypdf import PdfReader
+
+    text = "".join(page.extract_text() for page in PdfReader(finished.home / "paper/manuscript.pdf").pages)
+    assert "??" not in text
+    for word in ("Related Work", "Limitations", "References", "Fig.1.", "Fig.2.", "Fig.3.", "Algorithm 1", "Table A1"):
         assert word in text
 
 

@@ -14,7 +14,8 @@ shell.prefix(
 
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
 LATEX = parts.has_latex()
+MANUSCRIPT = parts.manuscript_files(PAPER, LATEX)
 
 
 onsuccess:
-    parts.say_what_was_made(HOME, LATEX)
+    parts.say_what_was_made(HOME, LATEX, bool(MANUSCRIPT))

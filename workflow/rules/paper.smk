@@ -54,7 +54,7 @@ rule figure:
     log:
         f"{HOME}/logs/paper/{{figure}}.log",
     wildcard_constraints:
-        figure="|".join(parts.FIGURES),
+        figure=parts.figure_names(drawings=False),
     params:
         title=lambda wildcards: parts.figure_title(wildcards.figure),
         depends=lambda wildcards: parts.figure_params(PAPER, wildcards.figure),
@@ -65,9 +65,67 @@ rule figure:
         "python -m cmapkd paper figure {wildcards.figure} {params.options} 2>&1 | tee -i {log:q}"
 
 
+rule drawing:
+    output:
+        # Where there is no LaTeX, a drawing is its source alone.
+        **(
+            {
+                "pdf": report(
+                    f"{HOME}/paper/{{figure}}.pdf",
+                    category="Figures",
+                    caption="../report/figure.rst",
+                    labels=parts.part_labels(PAPER, "print (PDF)"),
+                ),
+                "png": f"{HOME}/paper/{{figure}}.png",
+            }
+            if LATEX
+            else {}
+        ),
+        html=report(
+            f"{HOME}/paper/{{figure}}.html",
+            category="Figures",
+            caption="../report/figure.rst",
+            labels=parts.part_labels(PAPER, "page"),
+        ),
+        tex=f"{HOME}/paper/{{figure}}.tex",
+        json=f"{HOME}/paper/{{figure}}.json",
+    log:
+        f"{HOME}/logs/paper/{{figure}}.log",
+    wildcard_constraints:
+        figure=parts.figure_names(drawings=True),
+    params:
+        title=lambda wildcards: parts.figure_title(wildcards.figure),
+        depends=lambda wildcards: parts.figure_params(PAPER, wildcards.figure),
+        options=OPTIONS,
+    message:
+        "{params.title}"
+    shell:
+        "python -m cmapkd paper figure {wildcards.figure} {params.options} 2>&1 | tee -i {log:q}"
+
+
+rule algorithm:
+    output:
+        tex=report(
+            f"{HOME}/paper/algorithm{{number}}.tex",
+            category="Algorithms",
+            caption="../report/algorithm.rst",
+            labels=parts.part_labels(PAPER, "LaTeX"),
+        ),
+        json=f"{HOME}/paper/algorithm{{number}}.json",
+    log:
+        f"{HOME}/logs/paper/algorithm{{number}}.log",
+    params:
+        depends=lambda wildcards: parts.algorithm_params(PAPER, f"algorithm{wildcards.number}"),
+        options=OPTIONS,
+    message:
+        "Algorithm {wildcards.number}"
+    shell:
+        "python -m cmapkd paper algorithm algorithm{wildcards.number} {params.options} 2>&1 | tee -i {log:q}"
+
+
 rule document:
     input:
-        expand(f"{HOME}/paper/{{part}}.json", part=PAPER.all_tables + PAPER.all_figures),
+        expand(f"{HOME}/paper/{{part}}.json", part=PAPER.all_parts),
     output:
         tex=report(
             f"{HOME}/paper/paper.tex",
@@ -84,7 +142,7 @@ rule document:
     log:
         f"{HOME}/logs/paper/document.log",
     params:
-        depends=parts.paper_params(PAPER, "cmapkd.paper.document", "cmapkd.paper.latex"),
+        depends=parts.paper_params(PAPER, "cmapkd.paper.document", "cmapkd.paper.names"),
         options=OPTIONS,
     message:
         "Document and macros"
@@ -95,7 +153,7 @@ rule document:
 rule pdf:
     input:
         rules.document.output,
-        expand(f"{HOME}/paper/{{table}}.tex", table=PAPER.all_tables),
+        expand(f"{HOME}/paper/{{part}}.tex", part=PAPER.all_tables + PAPER.algorithms),
         expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.all_figures),
     output:
         report(
@@ -113,3 +171,27 @@ rule pdf:
         "Typesetting the paper"
     shell:
         "python -m cmapkd paper pdf {params.options} 2>&1 | tee -i {log:q}"
+
+
+rule manuscript:
+    input:
+        MANUSCRIPT,
+        rules.document.output.numbers,
+        expand(f"{HOME}/paper/{{part}}.tex", part=PAPER.all_tables + PAPER.algorithms),
+        expand(f"{HOME}/paper/{{figure}}.pdf", figure=PAPER.all_figures),
+    output:
+        report(
+            f"{HOME}/paper/manuscript.pdf",
+            category="Paper",
+            caption="../report/paper.rst",
+            labels={"file": "manuscript.pdf", "about": "the article"},
+        ),
+    log:
+        f"{HOME}/logs/paper/manuscript.log",
+    params:
+        code=fingerprint("cmapkd.paper.manuscript"),
+        options=OPTIONS,
+    message:
+        "Typesetting the manuscript"
+    shell:
+        "python -m cmapkd paper manuscript {params.options} 2>&1 | tee -i {log:q}"

@@ -1,6 +1,7 @@
 """Registry of figures. A figure is one module here, with ``build(context, metrics, path) -> Figure``, and one line below.
 
-The modules (and matplotlib) are imported when a figure is built.
+A figure of results is drawn by matplotlib as a PDF. A drawing shows the method as it is configured: its module has
+``build(context) -> Figure``, whose TikZ is typeset where there is LaTeX. The modules are imported when a figure is built.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmapkd.errors import UserError, nearest
-from cmapkd.paper.cells import Cell, Parent
+from cmapkd.paper.cells import Cell, Parent, Text
 
 if TYPE_CHECKING:
     from cmapkd.paper.context import PaperContext
     from cmapkd.paper.metrics import Metrics
 
+DRAWINGS = {
+    "figure1": "cmapkd.paper.figures.framework",
+    "figure2": "cmapkd.paper.figures.pyramids",
+}
 FIGURES = {
+    **DRAWINGS,
     "figure3": "cmapkd.paper.figures.weights_by_difficulty",
     "figure4": "cmapkd.paper.figures.weights_by_type",
     "figure5": "cmapkd.paper.figures.level_maps",
@@ -40,6 +46,9 @@ class Figure:
     decimals: int = 2  # of its numbers in prose
     counts: tuple[str, ...] = ("images",)  # columns of numbers without decimals
     values: Mapping[str, Any] = field(default_factory=dict)  # JSON-able, as plotted
+    texts: Mapping[str, Mapping[str, Text]] = field(default_factory=dict)
+    columns: tuple[Mapping[str, Any], ...] = ()  # decimals of single columns of its numbers, where they differ
+    tikz: str = ""  # of a drawing: a tikzpicture
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,15 +57,26 @@ class Figure:
             "caption": self.caption,
             "parents": [{**asdict(parent), "keys": list(parent.keys)} for parent in self.parents],
             "decimals": self.decimals,
-            "columns": [{"column": column, "decimals": 0} for column in self.counts],
             "cells": {row: {column: cell.to_json() for column, cell in cells.items()} for row, cells in self.cells.items()},
+            "texts": {row: {column: text.to_json() for column, text in texts.items()} for row, texts in self.texts.items()},
+            "columns": [*({"column": column, "decimals": 0} for column in self.counts), *(dict(c) for c in self.columns)],
             "values": dict(self.values),
         }
 
 
 def draw_figure(name: str, context: PaperContext, metrics: Metrics, path: Path) -> Figure:
     """Draw the figure of that name as a PDF at ``path``."""
+    figure: Figure = _module(name).build(context, metrics, path)
+    return figure
+
+
+def draw_tikz(name: str, context: PaperContext) -> Figure:
+    """The drawing of that name."""
+    figure: Figure = _module(name).build(context)
+    return figure
+
+
+def _module(name: str) -> Any:
     if name not in FIGURES:
         raise UserError(key="figure", value=name, reason="no such figure", fix=nearest(name, list(FIGURES)))
-    figure: Figure = import_module(FIGURES[name]).build(context, metrics, path)
-    return figure
+    return import_module(FIGURES[name])
