@@ -20,7 +20,7 @@ from cmapkd.errors import UserError, nearest
 
 app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
-paper_app = typer.Typer(no_args_is_help=True, help="Tables, figures and the document, from metric files alone.")
+paper_app = typer.Typer()
 config_app = typer.Typer(no_args_is_help=True, help="Check an experiment file; generate the documentation of its keys.")
 app.add_typer(data_app, name="data")
 app.add_typer(paper_app, name="paper")
@@ -167,19 +167,36 @@ def paper_pdf(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
 
 @paper_app.command("all")
 def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """All tables, figures and the document at once."""
+    """All tables, figures and the document at once; `cmapkd paper` alone does the same."""
     from cmapkd.paper.build import build_paper
 
     if not build_paper(_paper(experiment, results)):
         typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
 
 
-@app.command("trace")
-def trace(table: str, row: str, column: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Where a number of a table comes from: runs, code, data, machine, and the command that recomputes it."""
-    from cmapkd.paper.trace import trace as trace_cell
+@paper_app.callback(invoke_without_command=True)
+def paper(context: typer.Context, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Tables, figures and the document, from metric files alone; without a sub-command all of them."""
+    if context.invoked_subcommand is None:
+        paper_all(experiment, results)
+    else:  # options before the sub-command are meant for it
+        context.default_map = {context.invoked_subcommand: {"experiment": str(experiment), "results": str(results)}}
 
-    typer.echo(trace_cell(_paper(experiment, results), table, row, column))
+
+@app.command("trace")
+def trace(
+    cell: Annotated[list[str], typer.Argument(help="TABLE ROW COLUMN, or one macro: '\\cmapkd{table2}{CMAPKD}{i2t_r1}'")],
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Where a number of the paper comes from: runs, code, data, machine, times, and the commands that recompute it."""
+    import json
+
+    from cmapkd.paper.trace import address_of, chain, tell
+
+    found = chain(_paper(experiment, results), *address_of(cell))
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else tell(found))
 
 
 @app.command("tune")
