@@ -199,6 +199,26 @@ def trace(
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else tell(found))
 
 
+@app.command("verify")
+def verify(
+    path: Annotated[Path, typer.Argument(help="results of an experiment (results/mini), or their paper/")] = RESULTS / "mini",
+    experiment: Annotated[
+        Path | None, typer.Option("--experiment", "-e", help="experiment file; default: the one with the results")
+    ] = None,
+    deep: Annotated[
+        bool | None, typer.Option("--deep/--no-deep", help="hash every shard; default: below 4 GiB of them")
+    ] = None,
+) -> None:
+    """Compute again all digests and numbers that a paper rests on; exit code 1 and a list of everything that is wrong."""
+    from cmapkd.paper.verify import summary
+    from cmapkd.paper.verify import verify as check
+
+    findings = check(path, experiment=experiment, deep=deep)
+    typer.echo(summary(findings, path))
+    if findings.problems:
+        raise typer.Exit(1)
+
+
 @app.command("tune")
 def tune(
     runs: Annotated[list[str] | None, typer.Argument(help="runs to tune; none: those of the key `tuning`")] = None,

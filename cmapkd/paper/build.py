@@ -34,14 +34,20 @@ TIMEOUT = 120  # [s] of one pdflatex run
 
 def build_table(name: str, context: PaperContext, metrics: Metrics | None = None) -> Table:
     """Write ``paper/<name>.tex`` and ``paper/<name>.json``."""
-    table = compute_table(name, context, metrics or Metrics(context))
+    table, tex, content = table_files(name, context, metrics or Metrics(context))
+    write_atomic(context.paper / f"{name}.tex", tex)
+    write_json(context.paper / f"{name}.json", content)
+    return table
+
+
+def table_files(name: str, context: PaperContext, metrics: Metrics) -> tuple[Table, str, dict[str, Any]]:
+    """A table, and what its two files hold; nothing is written."""
+    table = compute_table(name, context, metrics)
     content = table.to_json()
     for entry, column in zip(content["columns"], table.columns(), strict=True):
         values = [cell.value for row in table.rows if (cell := table.cell(row.key, column.key)) is not None]
         entry["decimals"] = decimals_of(values, column.decimals)
-    write_atomic(context.paper / f"{name}.tex", render_table(table))
-    write_json(context.paper / f"{name}.json", content)
-    return table
+    return table, render_table(table), content
 
 
 def build_figure(name: str, context: PaperContext, metrics: Metrics | None = None) -> Figure:
@@ -54,6 +60,11 @@ def build_figure(name: str, context: PaperContext, metrics: Metrics | None = Non
 
 def build_numbers(context: PaperContext) -> None:
     """Write ``paper/numbers.tex`` from the JSON of the tables and figures."""
+    write_atomic(context.paper / "numbers.tex", numbers_text(context))
+
+
+def numbers_text(context: PaperContext) -> str:
+    """What ``paper/numbers.tex`` holds."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
     for name in (*context.all_tables, *context.figures):
         content = read_part(context, name)
@@ -63,7 +74,7 @@ def build_numbers(context: PaperContext) -> None:
             row: {column: (Cell.from_json(cell), decimals.get(column, rest)) for column, cell in cells.items()}
             for row, cells in content["cells"].items()
         }
-    write_atomic(context.paper / "numbers.tex", render_macros(numbers))
+    return render_macros(numbers)
 
 
 def build_document(context: PaperContext, metrics: Metrics | None = None) -> None:
@@ -73,8 +84,13 @@ def build_document(context: PaperContext, metrics: Metrics | None = None) -> Non
         UserError: a table or figure is not built yet.
     """
     build_numbers(context)
+    write_atomic(context.paper / "paper.tex", document_text(context, metrics or Metrics(context)))
+
+
+def document_text(context: PaperContext, metrics: Metrics) -> str:
+    """What ``paper/paper.tex`` holds, from the JSON of the tables and figures."""
     parts = {name: read_part(context, name) for name in (*context.all_tables, *context.figures)}
-    write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
+    return render_document(context, metrics, parts)
 
 
 def build_pdf(context: PaperContext) -> bool:

@@ -274,7 +274,12 @@ def _stage(stage: Any) -> str:
         parts.append(f"({stage['label']})")
     if "commit" in stage:
         parts.append(f"commit {stage['commit']} ({_dirty(stage)})")
-    for key, before, after in (("code", "code ", ""), ("host", "on ", ""), ("started", "from ", ""), ("wall_seconds", "took ", " s")):
+    for key, before, after in (
+        ("code", "code ", ""),
+        ("host", "on ", ""),
+        ("started", "from ", ""),
+        ("wall_seconds", "took ", " s"),
+    ):
         if key in stage:
             parts.append(f"{before}{stage[key]}{after}")
     for retry in stage.get("nan_retries", []):
