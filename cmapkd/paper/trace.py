@@ -1,7 +1,7 @@
 r"""From a number in the paper back to what made it: value, files, runs, seeds, code, configuration, data, machine, commands.
 
-``chain`` finds it out, as a dictionary for machines; ``tell`` says it in lines. A number whose chain is broken (a parent that is
-missing or changed, a value that its parents do not give) is refused.
+``chain`` finds it out, as a dictionary for machines; ``tell`` says it in lines. A number whose chain is broken (a parent that
+is missing or changed, a value that its parents do not give) is refused.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def chain(context: PaperContext, table: str, row: str, column: str) -> dict[str,
         ``recomputed``; ``commands``, which make the table or figure again: with and without Snakemake.
 
     Raises:
-        UserError: unknown table, row or column; or a parent is missing or changed since the table was built; or the value is not
-            what its parents give.
+        UserError: unknown table, row or column; a parent that is missing or changed since the table was built; or a value that
+            its parents do not give.
     """
     content, row, column = _find(context, table, row, column)
     name = f"{table} / {row} / {column}"
@@ -274,14 +274,8 @@ def _stage(stage: Any) -> str:
         parts.append(f"({stage['label']})")
     if "commit" in stage:
         parts.append(f"commit {stage['commit']} ({_dirty(stage)})")
-    for key, before, after in (
-        ("code", "code ", ""),
-        ("host", "on ", ""),
-        ("started", "from ", ""),
-        ("wall_seconds", "took ", " s"),
-    ):
-        if key in stage:
-            parts.append(f"{before}{stage[key]}{after}")
+    words = {"code": "code {}", "host": "on {}", "started": "from {}", "wall_seconds": "took {} s"}
+    parts += [text.format(stage[key]) for key, text in words.items() if key in stage]
     for retry in stage.get("nan_retries", []):
         parts.append(
             f"(step {retry['step']} was not finite: again from step {retry['restarted_at']} at {retry['lr_factor']:g} x lr)"

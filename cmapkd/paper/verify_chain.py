@@ -58,7 +58,7 @@ def check_chain(
             check_metrics(context, experiment, findings, chain, name, seed, run, addresses)
             check_run(context, findings, chain, name, seed, addresses)
     for content in list(chain.metrics.values()):
-        check_stages(context, findings, chain, _named_stages(content))
+        check_stages(context, findings, chain, named_stages(content))
     for run_name, seed in chain.metrics:
         _compare_stages(context, findings, chain, run_name, seed)
     check_strangers(context, findings)
@@ -250,7 +250,7 @@ def check_metrics(
     if not provenance.get("data_digests"):
         findings.problem(path, "provenance / data_digests is missing: nobody knows what it was measured on", fix)
     _check_digests(context, findings, chain, path, provenance, fix)
-    named = _named_stages(content)
+    named = named_stages(content)
     if not named:
         findings.problem(path, "provenance / stages is missing: nobody knows what was measured", fix)
     elif addresses is not None and named != addresses:
@@ -263,7 +263,8 @@ def check_metrics(
             findings.problem(path, "was evaluated with other settings than the experiment's `evaluation`", fix)
 
 
-def _named_stages(content: Mapping[str, Any]) -> list[str]:
+def named_stages(content: Mapping[str, Any]) -> list[str]:
+    """Addresses of the stages that a metric file says it is of."""
     stages = content["provenance"].get("stages", [])
     return [str(stage["address"]) if isinstance(stage, Mapping) and "address" in stage else str(stage) for stage in stages]
 
@@ -285,9 +286,8 @@ def _compare_stages(context: PaperContext, findings: Findings, chain: Chain, nam
 
 def check_strangers(context: PaperContext, findings: Findings) -> None:
     """Metric files of no run and seed of the experiment: left by an earlier one, or doubles of its own."""
-    expected = {
-        context.metric_file(name, seed): (name, seed) for name in context.directories for seed in context.seeds_of(name)
-    }
+    cells = [(name, seed) for name in context.directories for seed in context.seeds_of(name)]
+    expected = {context.metric_file(*cell): cell for cell in cells}
     for path in sorted((context.results / "metrics").glob("*/*.json")):
         if path in expected or path.name.startswith("."):
             continue

@@ -8,7 +8,7 @@ made after it, and changes nothing of the other methods. So these are problems:
   all they import) differs. A digest is that of shared and own part together; it is taken apart by finding the tree (the present
   one, or a recorded commit's) that has it.
 
-Metric files name the digest as ``provenance.evaluation_code``; for one that does not, that of its commit counts if it was clean.
+A metric file names the digest as ``provenance.evaluation_code``; if it does not, that of its commit counts if it was clean.
 That a digest is another one than the present code's is a remark: the paper is of one code, only not of this one.
 """
 
@@ -29,7 +29,7 @@ from typing import Any
 from cmapkd import fingerprint
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.findings import Findings
-from cmapkd.paper.verify_chain import RESULT, Chain
+from cmapkd.paper.verify_chain import RESULT, Chain, named_stages
 
 TRAINING, EVALUATION = "cmapkd.training.loop", "cmapkd.evaluation.run"
 TREES = 12  # commits looked at; results of more than these are from a history that no reader could follow
@@ -89,7 +89,7 @@ def _of(package: Path) -> Fingerprint:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.PACKAGE = package
+    vars(module)["PACKAGE"] = package
     made: Fingerprint = module.fingerprint
     return made
 
@@ -104,15 +104,8 @@ def check_code(context: PaperContext, findings: Findings, chain: Chain) -> None:
     with Trees() as trees:
         stages = _stages(context, findings, chain)
         _compare(context, findings, trees, stages, TRAINING, "stages", "was trained")
-        _compare(
-            context,
-            findings,
-            trees,
-            _metric_files(context, findings, chain, trees),
-            EVALUATION,
-            "metric files",
-            "was evaluated",
-        )
+        files = _metric_files(context, findings, chain, trees)
+        _compare(context, findings, trees, files, EVALUATION, "metric files", "was evaluated")
 
 
 def _stages(context: PaperContext, findings: Findings, chain: Chain) -> list[Made]:
@@ -138,9 +131,7 @@ def _metric_files(context: PaperContext, findings: Findings, chain: Chain, trees
         provenance = content["provenance"]
         if not _clean(provenance):
             findings.counts["metric files not from a clean commit"] += 1
-        names = [
-            str(stage["address"]) for stage in provenance.get("stages", []) if isinstance(stage, Mapping) and "address" in stage
-        ]
+        names = named_stages(content)
         # The last stage of the run itself: those after it are the deployed teacher's.
         own = [name for name in names if not name.startswith("teacher")] or names
         method = _method(chain.stages.get(own[-1], {})) if own else ""
@@ -165,7 +156,7 @@ def _digest(trees: Trees, commit: str, entry: str, method: str) -> str | None:
     """What a tree's code of a method has as its digest; None if there is no such tree, or no such method in it."""
     tree = trees.at(commit)
     try:
-        return tree(*modules_of(entry, method)) if tree is not None and (method or entry) else None
+        return tree(*modules_of(entry, method)) if tree is not None and method else None
     except (ValueError, SyntaxError):
         return None
 

@@ -1,7 +1,7 @@
 """The paper's own files against what they were made from: every cell's parents, and everything made again in memory.
 
-A value is compared to nine digits, for a rank correlation may round differently on another processor; LaTeX is compared byte for
-byte. ``paper.pdf`` is not looked at: it is typeset from these files, by whichever TeX is installed.
+A value is compared to nine digits, for a rank correlation may round differently on another processor; LaTeX is compared byte
+for byte. ``paper.pdf`` is not looked at: it is typeset from these files, by whichever TeX is installed.
 """
 
 from __future__ import annotations
@@ -152,9 +152,7 @@ def _check_planned(
     """Planned numbers are marked as such, and stand in the appendix only."""
     from_plan = any(parent.get("file") == PLANNED_FILE for parent in entry.get("parents", []) if isinstance(parent, Mapping))
     if from_plan != bool(entry.get("planned", False)):
-        reason = (
-            "comes from the planned numbers but is not marked so" if from_plan else "is marked as planned, its parents are not"
-        )
+        reason = "comes from planned numbers but is not marked so" if from_plan else "is marked as planned, its parents are not"
         findings.problem(path, reason, f"make it again: {context.recompute(path)}", cell)
     if (from_plan or entry.get("planned")) and name not in context.appendix:
         fix = "set paper.planned to false, or move the table to paper.appendix"
@@ -194,15 +192,13 @@ def _redraw(
         findings.counts["files"] += 1
         if picture.read_bytes() != drawing.read_bytes():
             reason = "is not what is drawn now from the same parents"
-            findings.problem(
-                picture, reason, f"{fix}; another version of matplotlib than requirements.lock's draws other bytes"
-            )
+            findings.problem(picture, reason, f"{fix}; a matplotlib that is not requirements.lock's draws other bytes")
 
 
 def _same_content(findings: Findings, path: Path, name: str, content: Any, made: Any, fix: str) -> None:
     """First the cells one by one, then whatever else the file says."""
-    found = {cell: entry for cell, entry in _cells(name, content)}
-    expected = {cell: entry for cell, entry in _cells(name, made)}
+    found = dict(_cells(name, content))
+    expected = dict(_cells(name, made))
     wrong = False
     for cell in dict.fromkeys((*expected, *found)):
         if cell not in found or cell not in expected:
