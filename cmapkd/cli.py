@@ -219,6 +219,37 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command("compare")
+def compare(
+    first: Annotated[str, typer.Argument(help="RUN, EXPERIMENT:RUN, or a results directory")],
+    second: str,
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    strata: Annotated[bool, typer.Option("--strata", help="also metrics of each stratum and of the levels")] = False,
+    html: Annotated[Path | None, typer.Option(help="write a page of it")] = None,
+    png: Annotated[Path | None, typer.Option(help="write a picture of losses and differences")] = None,
+) -> None:
+    """Two runs side by side: settings that differ, metrics with intervals of their differences, and losses."""
+    from cmapkd.config import load_experiment
+    from cmapkd.paper.compare import compare as compare_runs
+    from cmapkd.paper.compare import find_side, pairs_of
+    from cmapkd.paper.compare_text import text
+
+    loaded, context = load_experiment(experiment), _paper(experiment, results)
+    sides = [find_side(name, loaded, context, results) for name in (first, second)]
+    found = [compare_runs(*pair, strata=strata) for pair in pairs_of(*sides)]
+    if png is not None and len(found) > 1:
+        raise UserError(key="png", value=str(png), reason="a picture is of two runs", fix="name two runs, or use --html")
+    typer.echo("\n\n".join(text(comparison) for comparison in found))
+    if html is not None or png is not None:
+        from cmapkd.paper.compare_picture import write_html, write_png
+
+        if png is not None:
+            write_png(found[0], png)
+        if html is not None:
+            write_html(found, html)
+
+
 @app.command("tune")
 def tune(
     runs: Annotated[list[str] | None, typer.Argument(help="runs to tune; none: those of the key `tuning`")] = None,
