@@ -50,7 +50,8 @@ class Side:
 
     @property
     def shown(self) -> str:
-        return f"{self.experiment.name}:{self.run}" if self.run else self.experiment.name
+        home = self.context.results.name
+        return f"{home}:{self.run}" if self.run else home
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _settings(first: Side, second: Side) -> list[tuple[str, str, str]]:
     """Effective settings that differ: of the run, of its stages as they ran, and of the experiments where these are two."""
     found = _differing(_options(first), _options(second), "")
     stages = _stages(first), _stages(second)
-    names = [", ".join(side) for side in stages]
+    names = ", ".join(stages[0]), ", ".join(stages[1])
     if names[0] != names[1]:
         found.append(("stages", *names))
     for name in [name for name in stages[0] if name in stages[1]]:
@@ -195,7 +196,7 @@ def _stages(side: Side) -> dict[str, dict[str, Any]]:
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any], above: str) -> list[tuple[str, str, str]]:
     own, other = dict(_flat(first)), dict(_flat(second))
     keys = [key for key in dict.fromkeys((*own, *other)) if key not in own or key not in other or own[key] != other[key]]
-    return [(above + key, *(_text(side[key]) if key in side else "" for side in (own, other))) for key in keys]
+    return [(above + key, _text(own[key]) if key in own else "", _text(other[key]) if key in other else "") for key in keys]
 
 
 def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,7 +236,7 @@ def _numbers(sides: tuple[tuple[Side, Metrics], tuple[Side, Metrics]], notes: li
         task, *_, last = name.split(" ")
         whole = task == "efficiency" or (task in TASKS and name.split(" ")[-2] == "all")
         if last in UNRANKED or not (whole or strata):
-            if last in SIZES and all(name in side for side in measured) and measured[0][name] != measured[1][name]:
+            if last in SIZES and all(name in side for side in measured) and {*measured[0][name]} != {*measured[1][name]}:
                 path = sides[1][0].context.metric_file(sides[1][0].run, sides[1][0].context.seeds_of(sides[1][0].run)[0])
                 reason = f"{name} is {fmean(measured[1][name]):g}, of {sides[0][0].shown} it is {fmean(measured[0][name]):g}"
                 raise UserError(key=str(path), reason=f"{reason}: different test data", fix="evaluate both on the same data")

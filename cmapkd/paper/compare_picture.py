@@ -90,7 +90,7 @@ def _losses(axes: Axes, found: Comparison) -> None:
                 axes.axvline(start, color=color, linewidth=0.5, linestyle=":")
     if positive and any(found.curves):
         axes.set_yscale("log")
-    axes.set_title("Training loss (dotted: next stage; not the same terms for all methods)", fontsize=7)
+    axes.set_title("Training loss (dotted: next stage; terms differ by method)", fontsize=7)
     axes.set_xlabel("step")
     if any(found.curves):
         axes.legend(frameon=False)

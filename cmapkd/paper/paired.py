@@ -1,8 +1,8 @@
 """Intervals of differences between two runs on the same test pictures: a paired bootstrap over pictures.
 
 Efron and Tibshirani, An Introduction to the Bootstrap (1993), percentile interval. Pictures are drawn with replacement, with
-all of their captions and questions, the same ones for both runs; a run's several seeds are averaged for each picture before. So the
-interval speaks of other test pictures and these trained models; how much a training varies is what the seeds show.
+all of their captions and questions, the same ones for both runs; a run's several seeds are averaged for each picture before.
+So the interval speaks of other test pictures and these trained models; how much a training varies, the seeds show.
 
 ``differences`` is the one entry; a metric is a mean of ratios of sums over pictures (recalls, their mean, accuracies).
 """

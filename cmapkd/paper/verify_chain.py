@@ -80,14 +80,15 @@ def check_data(
         if (manifest := findings.json(directory / MANIFEST, fix)) is not None:
             manifests[dataset] = manifest
     total = sum(shard["bytes"] for manifest in manifests.values() for shard in _shards(manifest))
-    if deep is None and total >= DEEP_BELOW:
-        findings.note(f"{total / 1e9:.1f} GB of shards were not hashed, only measured; --deep hashes them")
+    hashed = total < DEEP_BELOW if deep is None else deep
+    if not hashed:
+        findings.note(f"{total / 1e6:.1f} MB of shards were not hashed, only measured; --deep hashes them")
     for dataset, manifest in manifests.items():
         directory = context.results / "data" / dataset
         _check_manifest(directory, dataset, manifest, findings)
         chain.data[dataset] = str(manifest.get("digest"))
         for shard in _shards(manifest):
-            _check_shard(directory, dataset, shard, findings, deep=total < DEEP_BELOW if deep is None else deep)
+            _check_shard(directory, dataset, shard, findings, deep=hashed)
 
 
 def _shards(manifest: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
