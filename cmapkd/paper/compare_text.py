@@ -58,7 +58,7 @@ def _p(interval: paired.Interval | None) -> str:
 def _value(value: tuple[float, float | None] | None, number: Number) -> str:
     if value is None:
         return "not measured"
-    return _shown(value[0], like=number) + (f" ± {_shown(value[1], like=number)}" if value[1] is not None else "")
+    return _shown(value[0], like=number) + (f" ± {_shown(value[1], like=number)}" if value[1] else "")
 
 
 def _shown(value: float, *, like: Number, sign: str = "") -> str:

@@ -153,7 +153,8 @@ def write_run_metrics(tree: Tree, run: str, seed: int, data: str, *, samples: in
         made = synthetic_metrics.arrays_of(20.0, seed, alsn=True)
         arrays |= {name: array[:samples] for name, array in made.items() if name.startswith("alsn/")}
     chain = find_run(tree.plan, f"{tree.context.directories[run]}/{seed}")
-    records = [json.loads((tree.home / "stages" / address / "stage.json").read_text()) for address in chain.stages]
+    addresses = (*chain.stages, *tree.plan.deployed_teacher(chain).values())
+    records = [json.loads((tree.home / "stages" / address / "stage.json").read_text()) for address in addresses]
     stages = [
         {
             **{key: record[key] for key in ("address", "label", "code")},
@@ -161,7 +162,7 @@ def write_run_metrics(tree: Tree, run: str, seed: int, data: str, *, samples: in
         }
         for record in records
     ]
-    entry = records[-1]["settings"]["method"]["method"]
+    entry = records[len(chain.stages) - 1]["settings"]["method"]["method"]
     settings = {"evaluation": tree.experiment.evaluation.model_dump(mode="json"), "stages": list(chain.stages)}
 
     def edit(content: dict[str, Any]) -> None:

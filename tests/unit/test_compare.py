@@ -216,7 +216,7 @@ def test_the_command_prints_all_parts_and_writes_page_and_picture(tree: Tree, tm
     assert page.count("http") == 0
     assert "weights.align" in page
     first = [path.read_bytes() for path in files]
-    CliRunner().invoke(app, [*arguments, "--html", str(files[0]), "--png", str(files[1])])
+    CliRunner().invoke(app, [*arguments, "--html", str(files[0])])
     assert [path.read_bytes() for path in files] == first
 
 

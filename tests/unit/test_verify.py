@@ -43,8 +43,10 @@ def tree(original: Tree, tmp_path: Path) -> Tree:
 # ---- what is whole passes -------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_paper_passes(tmp_path: Path) -> None:
-    made = write_tree(tmp_path, experiment_of(seeds=[0, 1], paper={**PAPER, "figures": ["figure3"]}))
+def test_a_whole_paper_passes_and_its_figure_cannot_be_edited(tmp_path: Path) -> None:
+    """Two seeds, and a method whose result is deployed with its teacher's text tower."""
+    runs = {**experiment_of().model_dump(mode="json")["runs"], "PromptKD": {"method": "promptkd"}}
+    made = write_tree(tmp_path, experiment_of(seeds=[0, 1], runs=runs, paper={**PAPER, "figures": ["figure3"]}))
     found = verify(made.home)
     assert found.problems == []
     text = summary(found, made.home)
@@ -59,6 +61,13 @@ def test_a_whole_paper_passes(tmp_path: Path) -> None:
     assert found.counts["cells"] == len(cells) > 100
     assert found.counts["parents"] >= sum(len(entry["parents"]) for entry in cells)
     assert f"{len(cells)} cells" in text
+    # An edited figure is found, in its values and in its drawing.
+    edit_json(made.context.paper / "figure3.json", lambda content: content["values"]["margin"].reverse())
+    picture = made.context.paper / "figure3.pdf"
+    picture.write_bytes(picture.read_bytes().replace(b"matplotlib", b"something "))
+    found = {problem.file: problem.reason for problem in verify(made.home).problems}
+    assert "values / margin / 0 is" in found[str(made.context.paper / "figure3.json")]
+    assert found[str(picture)] == "is not what is drawn now from the same parents"
 
 
 def test_it_needs_no_torch_and_says_what_it_did(tree: Tree) -> None:
@@ -322,16 +331,6 @@ def test_planned_numbers_belong_into_the_appendix(tmp_path: Path) -> None:
     assert "table2 / CMAPKD / planned:i2t_r1" in problem.cells
     moved = experiment_of(paper={"tables": ["table1"], "appendix": ["table2"], "figures": [], "planned": True})
     assert verify(write_tree(tmp_path / "moved", moved).home).problems == []
-
-
-def test_an_edited_figure_is_found(tmp_path: Path) -> None:
-    made = write_tree(tmp_path, experiment_of(paper={"tables": [], "figures": ["figure3"]}))
-    edit_json(made.context.paper / "figure3.json", lambda content: content["values"]["margin"].reverse())
-    picture = made.context.paper / "figure3.pdf"
-    picture.write_bytes(picture.read_bytes().replace(b"matplotlib", b"something "))
-    found = {problem.file: problem.reason for problem in verify(made.home).problems}
-    assert "values / margin / 0 is" in found[str(made.context.paper / "figure3.json")]
-    assert found[str(picture)] == "is not what is drawn now from the same parents"
 
 
 def test_what_is_no_results_directory_is_refused(tmp_path: Path) -> None:
