@@ -132,6 +132,15 @@ def evaluate(
     evaluate_run(_plan(experiment), run, results)
 
 
+@paper_app.callback(invoke_without_command=True)
+def paper(context: typer.Context, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Tables, figures and the document, from metric files alone; without a sub-command all of them."""
+    if context.invoked_subcommand is None:
+        paper_all(experiment, results)
+    else:  # options before the sub-command are meant for it
+        context.default_map = {context.invoked_subcommand: {"experiment": str(experiment), "results": str(results)}}
+
+
 @paper_app.command("table")
 def paper_table(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """Write one table as LaTeX, with the parents of every cell beside it."""
@@ -172,15 +181,6 @@ def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
 
     if not build_paper(_paper(experiment, results)):
         typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
-
-
-@paper_app.callback(invoke_without_command=True)
-def paper(context: typer.Context, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Tables, figures and the document, from metric files alone; without a sub-command all of them."""
-    if context.invoked_subcommand is None:
-        paper_all(experiment, results)
-    else:  # options before the sub-command are meant for it
-        context.default_map = {context.invoked_subcommand: {"experiment": str(experiment), "results": str(results)}}
 
 
 @app.command("trace")
