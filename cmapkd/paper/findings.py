@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,14 @@ class Findings:
         if not any(problem.file == error.key for problem in self.problems):
             shown = f"{error.value!r} " if error.value is not None else ""
             self.problem(error.key, f"{shown}{error.reason}", error.fix, *cells)
+
+    @contextmanager
+    def reading(self, path: Path, fix: str) -> Iterator[None]:
+        """What a file's content may do to the one who reads it, if it was edited to another form, is a problem of that file."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            self.problem(path, f"is not of the form that was written here: {type(error).__name__}: {error}", fix)
 
     def note(self, text: str) -> None:
         if text not in self.notes:

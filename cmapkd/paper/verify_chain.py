@@ -55,12 +55,17 @@ def check_chain(
         for seed in context.seeds_of(name):
             run = find_run(plan, f"{context.directories[name]}/{seed}") if plan else None
             addresses = _addresses(plan, run) if plan and run else None
-            check_metrics(context, experiment, findings, chain, name, seed, run, addresses)
+            path = context.metric_file(name, seed)
+            with findings.reading(path, f"evaluate the run again: {context.recompute(path)}"):
+                check_metrics(context, experiment, findings, chain, name, seed, run, addresses)
             check_run(context, findings, chain, name, seed, addresses)
+            check_stages(context, findings, chain, addresses or ())
     for content in list(chain.metrics.values()):
         check_stages(context, findings, chain, named_stages(content))
     for run_name, seed in chain.metrics:
-        _compare_stages(context, findings, chain, run_name, seed)
+        path = context.metric_file(run_name, seed)
+        with findings.reading(path, f"evaluate the run again: {context.recompute(path)}"):
+            _compare_stages(context, findings, chain, run_name, seed)
     check_strangers(context, findings)
     return chain
 
@@ -79,16 +84,23 @@ def check_data(
         fix = f"cmapkd data build {dataset} writes what is missing or damaged"
         if (manifest := findings.json(directory / MANIFEST, fix)) is not None:
             manifests[dataset] = manifest
-    total = sum(shard["bytes"] for manifest in manifests.values() for shard in _shards(manifest))
+    total = 0
+    for dataset in list(manifests):
+        path = context.results / "data" / dataset / MANIFEST
+        with findings.reading(path, f"delete it, then cmapkd data build {dataset}"):
+            total += sum(shard["bytes"] for shard in _shards(manifests[dataset]))
+            continue
+        del manifests[dataset]  # it is a problem already, and nothing more can be read from it
     hashed = total < DEEP_BELOW if deep is None else deep
     if not hashed:
         findings.note(f"{total / 1e6:.1f} MB of shards were not hashed, only measured; --deep hashes them")
     for dataset, manifest in manifests.items():
         directory = context.results / "data" / dataset
-        _check_manifest(directory, dataset, manifest, findings)
         chain.data[dataset] = str(manifest.get("digest"))
-        for shard in _shards(manifest):
-            _check_shard(directory, dataset, shard, findings, deep=hashed)
+        with findings.reading(directory / MANIFEST, f"delete it, then cmapkd data build {dataset}"):
+            _check_manifest(directory, dataset, manifest, findings)
+            for shard in _shards(manifest):
+                _check_shard(directory, dataset, shard, findings, deep=hashed)
 
 
 def _shards(manifest: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -149,20 +161,27 @@ def check_stages(context: PaperContext, findings: Findings, chain: Chain, addres
         fix = f"make it again: {context.recompute(path)}"
         record = findings.json(path, fix, missing="is missing: a training that numbers rest on is gone, or not finished")
         chain.stages[address] = record or {}
-        if record is None:
-            continue
-        waiting += record.get("parents", [])
-        settings = record.get("settings", {})
-        findings.counts["digests"] += 2
-        if record.get("address") != address or address.rpartition("-")[2] != digest(settings, length=12):
-            findings.problem(path, "its settings are not those that its address was made from", fix)
-        if record.get("provenance", {}).get("config_digest") != digest(settings):
-            findings.problem(path, "its settings are not those that its provenance names", fix)
-        if not record.get("files"):
-            findings.problem(path, "names no files", fix)
-        for name, expected in record.get("files", {}).items():
-            findings.same(directory / name, expected, f"{address}/{RESULT}", fix)
-        _check_digests(context, findings, chain, path, record.get("provenance", {}), fix)
+        if record is not None:
+            with findings.reading(path, fix):
+                _check_stage(context, findings, chain, path, record, fix)
+                waiting += [str(parent) for parent in record["parents"]]
+
+
+def _check_stage(
+    context: PaperContext, findings: Findings, chain: Chain, path: Path, record: Mapping[str, Any], fix: str
+) -> None:
+    address, directory = path.parent.name, path.parent
+    settings = record.get("settings", {})
+    findings.counts["digests"] += 2
+    if record.get("address") != address or address.rpartition("-")[2] != digest(settings, length=12):
+        findings.problem(path, "its settings are not those that its address was made from", fix)
+    if record.get("provenance", {}).get("config_digest") != digest(settings):
+        findings.problem(path, "its settings are not those that its provenance names", fix)
+    if not record.get("files"):
+        findings.problem(path, "names no files", fix)
+    for name, expected in record.get("files", {}).items():
+        findings.same(directory / name, expected, f"{address}/{RESULT}", fix)
+    _check_digests(context, findings, chain, path, record.get("provenance", {}), fix)
 
 
 def _check_digests(
@@ -195,8 +214,23 @@ def check_run(
     path = home / RUN
     fix = f"make it again: {context.recompute(path)}"
     record = findings.json(path, fix)
-    if record is None:
-        return
+    if record is not None:
+        with findings.reading(path, fix):
+            _check_collected(context, findings, chain, name, seed, addresses, home, record, fix)
+
+
+def _check_collected(
+    context: PaperContext,
+    findings: Findings,
+    chain: Chain,
+    name: str,
+    seed: int,
+    addresses: list[str] | None,
+    home: Path,
+    record: Mapping[str, Any],
+    fix: str,
+) -> None:
+    path = home / RUN
     if (record.get("run"), record.get("seed")) != (name, seed):
         findings.problem(path, f"is of {record.get('run')}, seed {record.get('seed')}, not of {name}, seed {seed}", fix)
     stages = [*record.get("stages", []), *record.get("deployed_teacher", [])]

@@ -118,7 +118,8 @@ def _stages(context: PaperContext, findings: Findings, chain: Chain) -> list[Mad
         if not method or not code:
             findings.problem(path, "does not say by which code it was made", f"make it again: {context.recompute(path)}")
             continue
-        provenance = record.get("provenance", {})
+        provenance = record.get("provenance")
+        provenance = provenance if isinstance(provenance, Mapping) else {}
         if not _clean(provenance):
             findings.counts["stages not from a clean commit"] += 1
         found.append(Made(path, method, str(code), str(provenance.get("commit", ""))))
@@ -145,7 +146,11 @@ def _metric_files(context: PaperContext, findings: Findings, chain: Chain, trees
 
 
 def _method(record: Mapping[str, Any]) -> str:
-    return str(record.get("settings", {}).get("method", {}).get("method", ""))
+    """A stage's method; empty if its file does not say it."""
+    found: Any = record
+    for key in ("settings", "method", "method"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return str(found or "")
 
 
 def _clean(provenance: Mapping[str, Any]) -> bool:

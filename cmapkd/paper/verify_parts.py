@@ -32,41 +32,48 @@ def check_parts(context: PaperContext, findings: Findings) -> None:
     for name in (*context.all_tables, *context.figures):
         path = context.paper / f"{name}.json"
         fix = f"make it again: {context.recompute(path)}"
-        try:
-            content = read_part(context, name)
-            cells = list(_cells(name, content))
-        except UserError as error:
-            findings.refused(error)
-            continue
-        except (AttributeError, KeyError, TypeError) as error:
-            findings.problem(path, f"is not the JSON of a table or figure: {error!r}", fix)
-            continue
-        findings.counts["files"] += 1
-        for cell, entry in cells:
-            findings.counts["cells"] += 1
-            _check_parents(context, findings, parsed, path, cell, entry, fix)
-            _check_planned(context, findings, path, name, cell, entry)
-        if name in context.figures:
-            for parent in content.get("parents", []):
-                _check_parent(context, findings, parsed, path, name, parent, fix)
-            if not content.get("parents"):
-                findings.problem(path, "a figure without a parent", fix)
-            _redraw(context, findings, metrics, name, path, content, fix)
-        else:
-            _remake(context, findings, metrics, name, path, content, fix)
+        with findings.reading(path, fix):
+            try:
+                _check_part(context, findings, metrics, parsed, path, read_part(context, name), fix)
+            except UserError as error:
+                findings.refused(error, name)
     for file, text_of in (
         ("numbers.tex", lambda: numbers_text(context)),
         ("paper.tex", lambda: document_text(context, metrics)),
     ):
         path = context.paper / file
+        fix = f"make it again: {context.recompute(path)}"
         try:
-            made = text_of()
+            with findings.reading(path, fix):
+                _same_text(findings, path, text_of(), fix)
         except UserError as error:
             findings.refused(error)
-        except (AttributeError, KeyError, TypeError) as error:
-            findings.problem(path, f"cannot be made from the JSON beside it: {error!r}", f"make it: {context.recompute(path)}")
-        else:
-            _same_text(findings, path, made, f"make it again: {context.recompute(path)}")
+
+
+def _check_part(
+    context: PaperContext,
+    findings: Findings,
+    metrics: Metrics,
+    parsed: dict[Path, Any],
+    path: Path,
+    content: dict[str, Any],
+    fix: str,
+) -> None:
+    """One table or figure: its cells, their parents, and itself made again."""
+    name = path.stem
+    findings.counts["files"] += 1
+    for cell, entry in _cells(name, content):
+        findings.counts["cells"] += 1
+        _check_parents(context, findings, parsed, path, cell, entry, fix)
+        _check_planned(context, findings, path, name, cell, entry)
+    if name not in context.figures:
+        _remake(context, findings, metrics, name, path, content, fix)
+        return
+    if not content.get("parents"):
+        findings.problem(path, "a figure without a parent", fix)
+    for parent in content.get("parents", []):
+        _check_parent(context, findings, parsed, path, name, parent, fix)
+    _redraw(context, findings, metrics, name, path, content, fix)
 
 
 def _cells(name: str, content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

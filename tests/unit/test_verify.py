@@ -295,6 +295,22 @@ def test_what_is_broken_is_named(tree: Tree, breaks: Callable[[Tree], tuple[Path
     assert all(problem.fix for problem in found.problems)
 
 
+@pytest.mark.parametrize("value", [None, 3, "x", [], [None]])
+def test_files_of_another_form_are_problems_not_tracebacks(tree: Tree, value: Any) -> None:
+    files = [
+        tree.home / "data" / "emoji_scenes" / "manifest.json",
+        tree.stage("KD"),
+        tree.home / "runs" / "KD" / "0" / "run.json",
+        tree.metric_file("KD"),
+        tree.context.paper / "table1.json",
+        tree.context.paper / "table2.json",
+    ]
+    for path in files:
+        edit_json(path, lambda content: content.update(dict.fromkeys(content, value)))
+    named = {problem.file for problem in verify(tree.home).problems}
+    assert {str(path) for path in files} <= named
+
+
 def test_the_cells_of_a_changed_parent_are_named(tree: Tree) -> None:
     path, _ = _metric_value(tree)
     problems = [problem for problem in verify(tree.home).problems if problem.file == str(path)]
