@@ -346,7 +346,7 @@ def _plan_cell(content: Any) -> None:
 
 def test_planned_numbers_belong_into_the_appendix(tree: Tree, tmp_path: Path) -> None:
     edit_json(tree.context.paper / "table2.json", _plan_cell)
-    (problem,) = [problem for problem in verify(tree.home).problems if "planned" in problem.reason]
+    (problem,) = [problem for problem in verify(tree.home).problems if "planned numbers" in problem.reason]
     assert problem.reason == "shows planned numbers outside the appendix"
     assert problem.file.endswith("table2.json")
     assert problem.cells == ("table2 / CMAPKD / i2t_r1",)
