@@ -20,7 +20,7 @@ from cmapkd.errors import UserError, nearest
 
 app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
-paper_app = typer.Typer(no_args_is_help=True, help="Tables, figures and the document, from metric files alone.")
+paper_app = typer.Typer()
 report_app = typer.Typer(no_args_is_help=True, help="Pages of the HTML report; `snakemake --report` puts them together.")
 config_app = typer.Typer(no_args_is_help=True, help="Check an experiment file; generate the documentation of its keys.")
 app.add_typer(data_app, name="data")
@@ -142,6 +142,15 @@ def evaluate(
         evaluate_run(plan, run, results)
 
 
+@paper_app.callback(invoke_without_command=True)
+def paper(context: typer.Context, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Tables, figures and the document, from metric files alone; without a sub-command all of them."""
+    if context.invoked_subcommand is None:
+        paper_all(experiment, results)
+    else:  # options before the sub-command are meant for it
+        context.default_map = {context.invoked_subcommand: {"experiment": str(experiment), "results": str(results)}}
+
+
 @paper_app.command("table")
 def paper_table(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """Write one table as LaTeX, with the parents of every cell beside it."""
@@ -196,7 +205,7 @@ def paper_manuscript(experiment: Experiment = DEFAULT, results: Results = RESULT
 
 @paper_app.command("all")
 def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """All tables, figures and the document at once."""
+    """All tables, figures and the document at once; `cmapkd paper` alone does the same."""
     from cmapkd.paper.build import build_paper
 
     if not build_paper(_paper(experiment, results)):
@@ -240,11 +249,70 @@ def report_logs(out: Path, experiment: Experiment = DEFAULT, results: Results = 
 
 
 @app.command("trace")
-def trace(table: str, row: str, column: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Where a number of a table comes from: runs, code, data, machine, and the command that recomputes it."""
-    from cmapkd.paper.trace import trace as trace_cell
+def trace(
+    cell: Annotated[list[str], typer.Argument(help="TABLE ROW COLUMN, or one macro: '\\cmapkd{table2}{CMAPKD}{i2t_r1}'")],
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """Where a number of the paper comes from: runs, code, data, machine, times, and the commands that recompute it."""
+    import json
 
-    typer.echo(trace_cell(_paper(experiment, results), table, row, column))
+    from cmapkd.paper.trace import address_of, chain, tell
+
+    found = chain(_paper(experiment, results), *address_of(cell))
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else tell(found))
+
+
+@app.command("verify")
+def verify(
+    path: Annotated[Path, typer.Argument(help="results of an experiment (results/mini), or their paper/")] = RESULTS / "mini",
+    experiment: Annotated[
+        Path | None, typer.Option("--experiment", "-e", help="experiment file; default: the one with the results")
+    ] = None,
+    deep: Annotated[
+        bool | None, typer.Option("--deep/--no-deep", help="hash every shard; default: below 4 GiB of them")
+    ] = None,
+) -> None:
+    """Compute again all digests and numbers that a paper rests on; exit code 1 and a list of everything that is wrong."""
+    from cmapkd.paper.verify import summary
+    from cmapkd.paper.verify import verify as check
+
+    findings = check(path, experiment=experiment, deep=deep)
+    typer.echo(summary(findings, path))
+    if findings.problems:
+        raise typer.Exit(1)
+
+
+@app.command("compare")
+def compare(
+    first: Annotated[str, typer.Argument(help="RUN, EXPERIMENT:RUN, or a results directory")],
+    second: str,
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    strata: Annotated[bool, typer.Option("--strata", help="also metrics of each stratum and of the levels")] = False,
+    html: Annotated[Path | None, typer.Option(help="write a page of it")] = None,
+    png: Annotated[Path | None, typer.Option(help="write a picture of losses and differences")] = None,
+) -> None:
+    """Two runs side by side: settings that differ, metrics with intervals of their differences, and losses."""
+    from cmapkd.config import load_experiment
+    from cmapkd.paper.compare import compare as compare_runs
+    from cmapkd.paper.compare import find_side, pairs_of
+    from cmapkd.paper.compare_text import text
+
+    loaded, context = load_experiment(experiment), _paper(experiment, results)
+    sides = [find_side(name, loaded, context, results) for name in (first, second)]
+    found = [compare_runs(*pair, strata=strata) for pair in pairs_of(*sides)]
+    if png is not None and len(found) > 1:
+        raise UserError(key="png", value=str(png), reason="a picture is of two runs", fix="name two runs, or use --html")
+    typer.echo("\n\n".join(text(comparison) for comparison in found))
+    if html is not None or png is not None:
+        from cmapkd.paper.compare_picture import write_html, write_png
+
+        if png is not None:
+            write_png(found[0], png)
+        if html is not None:
+            write_html(found, html)
 
 
 @app.command("tune")

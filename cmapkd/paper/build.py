@@ -37,19 +37,24 @@ TIMEOUT = 120  # [s] of one pdflatex run
 
 def build_table(name: str, context: PaperContext, metrics: Metrics | None = None) -> Table:
     """Write ``paper/<name>.tex``, ``paper/<name>.json`` and, for a browser, ``paper/<name>.html``."""
-    table = compute_table(name, context, metrics or Metrics(context))
+    table, tex, content = table_files(name, context, metrics or Metrics(context))
+    write_atomic(context.paper / f"{name}.tex", tex)
+    write_json(context.paper / f"{name}.json", content)
+    title = context.part_title(name)
+    write_atomic(context.paper / f"{name}.html", render_table_page(title, table, best_and_second(table), tex))
+    return table
+
+
+def table_files(name: str, context: PaperContext, metrics: Metrics) -> tuple[Table, str, dict[str, Any]]:
+    """A table, and what its two files hold; nothing is written."""
+    table = compute_table(name, context, metrics)
     content = table.to_json()
     for entry, column in zip(content["columns"], table.columns(), strict=True):
         values = [cell.value for row in table.rows if (cell := table.cell(row.key, column.key)) is not None]
         entry["decimals"] = decimals_of(values, column.decimals)
     marks = best_and_second(table)
     content["marks"] = [{"row": row, "column": column, "mark": mark} for (row, column), mark in marks.items()]
-    latex = render_table(table)
-    write_atomic(context.paper / f"{name}.tex", latex)
-    write_json(context.paper / f"{name}.json", content)
-    title = context.part_title(name)
-    write_atomic(context.paper / f"{name}.html", render_table_page(title, table, marks, latex))
-    return table
+    return table, render_table(table), content
 
 
 def build_figure(name: str, context: PaperContext, metrics: Metrics | None = None) -> Figure:
@@ -81,7 +86,7 @@ def write_figure_page(figure: Figure, context: PaperContext, latex: str = "") ->
 def _build_drawing(name: str, context: PaperContext) -> Figure:
     figure = draw_tikz(name, context)
     source, pdf = context.paper / f"{name}.tex", context.paper / f"{name}.pdf"
-    write_atomic(source, f"% {name}: made by cmapkd; its constants have their parents in {name}.json\n{STYLE}{figure.tikz}")
+    write_atomic(source, drawing_text(figure))
     write_json(context.paper / f"{name}.json", figure.to_json())
     if has_latex():
         with tempfile.TemporaryDirectory(prefix="cmapkd-drawing-") as directory:
@@ -94,6 +99,11 @@ def _build_drawing(name: str, context: PaperContext) -> Figure:
     return figure
 
 
+def drawing_text(figure: Figure) -> str:
+    """What the ``.tex`` of a drawing holds."""
+    return f"% {figure.name}: made by cmapkd; its constants have their parents in {figure.name}.json\n{STYLE}{figure.tikz}"
+
+
 def build_algorithm(name: str, context: PaperContext) -> Algorithm:
     """Write ``paper/<name>.tex`` and ``paper/<name>.json``."""
     algorithm = compute_algorithm(name, context)
@@ -104,6 +114,11 @@ def build_algorithm(name: str, context: PaperContext) -> Algorithm:
 
 def build_numbers(context: PaperContext) -> None:
     """Write ``paper/numbers.tex`` from the JSON of the tables, figures and algorithms."""
+    write_atomic(context.paper / "numbers.tex", numbers_text(context))
+
+
+def numbers_text(context: PaperContext) -> str:
+    """What ``paper/numbers.tex`` holds."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
     texts: dict[str, dict[str, dict[str, Text]]] = {}
     captions: dict[str, str] = {}
@@ -121,8 +136,7 @@ def build_numbers(context: PaperContext) -> None:
         }
         if name in context.all_figures:
             captions[name] = f"\\textbf{{{escape(content['title'])}.}} {escape(content['caption'])}"
-    macros = render_macros(numbers) + render_names(context, texts, captions)
-    write_atomic(context.paper / "numbers.tex", macros)
+    return render_macros(numbers) + render_names(context, texts, captions)
 
 
 def build_document(context: PaperContext, metrics: Metrics | None = None) -> None:
@@ -132,8 +146,13 @@ def build_document(context: PaperContext, metrics: Metrics | None = None) -> Non
         UserError: a table or figure is not built yet.
     """
     build_numbers(context)
+    write_atomic(context.paper / "paper.tex", document_text(context, metrics or Metrics(context)))
+
+
+def document_text(context: PaperContext, metrics: Metrics) -> str:
+    """What ``paper/paper.tex`` holds, from the JSON of the tables and figures."""
     parts = {name: read_part(context, name) for name in context.all_parts}
-    write_atomic(context.paper / "paper.tex", render_document(context, metrics or Metrics(context), parts))
+    return render_document(context, metrics, parts)
 
 
 def build_pdf(context: PaperContext) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from synthetic_metrics import STAGES, context, write_all, write_metrics, write_t
 
 from cmapkd.errors import UserError
 from cmapkd.files import sha256_of
-from cmapkd.paper.build import build_figure, build_table
-from cmapkd.paper.context import PaperContext
-from cmapkd.paper.trace import parse_macro, trace
+from cmapkd.paper.build import build_figure, build_numbers, build_table
+from cmapkd.paper.context import PaperContext, PaperRun
+from cmapkd.paper.trace import address_of, chain, parse_macro, tell, trace
 
 
 @pytest.fixture
@@ -47,6 +48,11 @@ def test_the_whole_chain_is_printed(setting: PaperContext) -> None:
         "took 12.5 s",
         "command: cmapkd evaluate CMAPKD 0",
         "torch 2.14.1",
+        "macro: \\cmapkd{table2}{CMAPKD}{i2t_r1}",
+        f"cmapkd train coarse-1a2b3c --experiment config/synthetic.yaml --results {setting.results.parent}",
+        "cmapkd collect CMAPKD/1 --experiment",
+        "cmapkd evaluate CMAPKD/1 --experiment",
+        "cmapkd paper table table2 --experiment",
     ):
         assert part in text
 
@@ -63,7 +69,8 @@ def test_stages_with_their_own_origin_are_told(setting: PaperContext) -> None:
     write_metrics(setting, "KD", 0, 20.0, edit=lambda c: c["provenance"].update(stages=[stage]))
     build_table("table2", setting)
     text = trace(setting, "table2", "KD", "i2t_r1")
-    assert "trained in: fine-1 (CMAPKD seed 0: fine) commit fedcba (with uncommitted changes) on node7" in text
+    assert "trained in: fine-1 (CMAPKD seed 0: fine) commit fedcba (with uncommitted changes) on node7 took 90 s" in text
+    assert "trained for: 90.0 s in all, in 1 stage" in text
 
 
 def test_a_ratio_names_the_teacher_too(setting: PaperContext) -> None:
@@ -145,6 +152,63 @@ def test_macro_names() -> None:
     assert parse_macro(r"\cmapkd{table2}{w/o ALSN (uniform)}{i2t_r1}") == ("table2", "w/o ALSN (uniform)", "i2t_r1")
     with pytest.raises(UserError, match="is not of the form"):
         parse_macro("table2")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [r"\cmapkd{table2}{CMAPKD}{i2t_r1}"],
+        ["cmapkd{table2}{CMAPKD}{i2t_r1}"],  # a shell took the backslash
+        [r" \cmapkdstd{table2}{CMAPKD}{i2t_r1} "],
+        ["table2", "CMAPKD", "i2t_r1"],
+    ],
+)
+def test_a_macro_is_an_address(words: list[str]) -> None:
+    assert address_of(words) == ("table2", "CMAPKD", "i2t_r1")
+
+
+@pytest.mark.parametrize("words", [["table2", "CMAPKD"], ["table2"], [], ["a", "b", "c", "d"]])
+def test_what_is_no_address_is_refused(words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        address_of(words)
+    assert caught.value.fix
+
+
+def test_every_macro_leads_to_its_number(tmp_path: Path) -> None:
+    made = context(tmp_path, runs=(PaperRun("50% & more"), PaperRun("CMAPKD", method="cmapkd")), tables=("table2",), figures=())
+    write_all(made)
+    build_table("table2", made)
+    build_numbers(made)
+    macros = re.findall(r"set\{value\}(\{.*?\}\{.*?\}\{.*?\})\{(.*)\}", (made.paper / "numbers.tex").read_text())
+    assert any("{50-more}" in name for name, _ in macros)
+    for name, value in macros:
+        found = chain(made, *address_of([f"\\cmapkd{name}"]))
+        assert f"{found['value']:.1f}" == value or f"{found['value']:.0f}" == value
+        assert found["macro"] == f"\\cmapkd{name}"
+
+
+def test_the_chain_is_json_with_everything_that_the_text_says(setting: PaperContext) -> None:
+    found = json.loads(json.dumps(chain(setting, "table2", "CMAPKD", "i2t_r1")))
+    assert found["value"] == pytest.approx(23.7)
+    assert found["n"] == 2
+    assert [(parent["run"], parent["seed"], parent["value"]) for parent in found["parents"]] == [
+        ("CMAPKD", 0, 23.5),
+        ("CMAPKD", 1, 23.9),
+    ]
+    for parent in found["parents"]:
+        assert parent["provenance"]["data_digests"] == {"emoji_scenes": "da7a" * 16}
+        assert parent["provenance"]["wall_seconds"] == 12.5
+        assert parent["commands"]["snakemake"].startswith("snakemake ")
+        assert parent["commands"]["cmapkd"][-1].startswith("cmapkd evaluate CMAPKD/")
+    assert tell(found) == trace(setting, "table2", "CMAPKD", "i2t_r1")
+    words = chain(dataclasses.replace(setting, tables=("table1", *setting.tables)), *_schedule(setting))
+    assert words["text"]
+    assert "value" not in words
+
+
+def _schedule(setting: PaperContext) -> tuple[str, str, str]:
+    build_table("table1", dataclasses.replace(setting, tables=("table1",)))
+    return "table1", "progressive/medium", "lr"
 
 
 def test_what_was_configured_is_traced_to_the_experiment(setting: PaperContext) -> None:
