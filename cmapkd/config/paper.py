@@ -19,6 +19,7 @@ class BootstrapConfig(Config):
         0.95,
         ge=0.5,
         lt=1,
+        unit="share",
         description="level of the intervals; significant is a corrected p below 1 - level",
     )
 

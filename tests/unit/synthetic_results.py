@@ -194,7 +194,8 @@ def arrays_of(experiment: ExperimentConfig, place: int, seed: int, samples: int)
         }
     for split in experiment.evaluation.zeroshot:
         ranks = generator.exponential(spread, samples).astype(np.int32)
-        arrays |= {f"zeroshot/{split}/ranks": ranks, f"zeroshot/{split}/image": np.arange(samples, dtype=np.int32)}
+        order = np.arange(samples, dtype=np.int32)
+        arrays |= {f"zeroshot/{split}/{name}": v for name, v in (("ranks", ranks), ("image", order), ("label", order % 80))}
     for split in experiment.evaluation.vqa.test if experiment.evaluation.vqa else ():
         count = samples * QUESTIONS
         arrays |= {
