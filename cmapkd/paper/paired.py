@@ -1,8 +1,7 @@
-"""Intervals of differences between two runs on the same test pictures: a paired bootstrap over pictures.
+"""Intervals of differences between two runs on the same test pictures: the paired bootstrap of ``statistics``, for two runs.
 
-Efron and Tibshirani, An Introduction to the Bootstrap (1993), percentile interval. Pictures are drawn with replacement, with
-all of their captions and questions, the same ones for both runs; a run's several seeds are averaged for each picture before.
-So the interval speaks of other test pictures and these trained models; how much a training varies, the seeds show.
+Pictures are drawn with all of their captions and questions; a run's several seeds are averaged for each picture before. So the
+interval speaks of other test pictures and these trained models; how much a training varies, the seeds show.
 
 ``differences`` is the one entry; a metric is a mean of ratios of sums over pictures (recalls, their mean, accuracies).
 """
@@ -14,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmapkd.paper.statistics import Ratio, Sample, compare, mean_sample, resample
+
 REPEATS, LEVEL, SEED = 10_000, 0.95, 0
-BLOCK = 250  # resamples at a time: (BLOCK, N) counts in memory
 RECALL_AT = (1, 5, 10)
 
 Part = tuple[np.ndarray, np.ndarray]  # for each picture (N,): sum of scores, number of queries
@@ -52,32 +52,17 @@ def differences(
         return {}
     if any(not np.array_equal(part[1], other[1]) for part, other in pairs):
         raise ValueError("the two were not asked the same queries of the same pictures")
-    gains = np.stack([part[0] - other[0] for part, other in pairs])  # (K, N)
-    queries = np.stack([part[1] for part, _ in pairs]).astype(np.float64)  # (K, N)
-    count = gains.shape[1]
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for start in range(0, repeats, BLOCK):
-        rows = min(BLOCK, repeats - start)
-        places = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]  # (rows, N)
-        weights = np.bincount(places.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
-        with np.errstate(invalid="ignore"):  # a rare kind of query may be missing from a resample
-            drawn.append(100 * (weights @ gains.T) / (weights @ queries.T))  # (rows, K)
-    resampled = np.concatenate(drawn).round(9)  # (repeats, K); sums that cancel are zero on every processor
-    whole = 100 * gains.sum(axis=1) / queries.sum(axis=1)  # (K,)
+    ratios = [Ratio(np.stack([part[0], other[0]]), part[1]) for part, other in pairs]  # of two trainings
+    drawn = resample(ratios, repeats, seed)
     found, place = {}, 0
     for name in names:
         parts = slice(place, place + len(first[name]))
         place = parts.stop
-        found[name] = _interval(float(whole[parts].mean()), resampled[:, parts].mean(axis=1))
+        both = mean_sample(drawn[parts])
+        ours, theirs = (Sample(both.value[side : side + 1], both.draws[:, side : side + 1]) for side in (0, 1))
+        tested = compare(ours, theirs, None, level=LEVEL)
+        found[name] = Interval(tested.difference, tested.low, tested.high, tested.p)
     return found
-
-
-def _interval(difference: float, resampled: np.ndarray) -> Interval:
-    values = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    below, above = ((1 + np.count_nonzero(side)) / (1 + len(values)) for side in (values <= 0, values >= 0))
-    return Interval(difference, float(low), float(high), float(min(1.0, 2 * min(below, above))))
 
 
 # ---- from per-query arrays to parts ---------------------------------------------------------------------------------------

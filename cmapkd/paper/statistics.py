@@ -28,9 +28,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import t
 
 BLOCK = 1 << 22  # weights made at a time: 32 MB
 TIE = 1e-9  # [percentage points] smaller differences are rounding
@@ -191,26 +191,4 @@ def detectable(error: float, freedom: float, alpha: float, power: float = 0.8) -
 
     ``error * (t(1 - alpha / 2) + t(power))``: the usual approximation of the noncentral t.
     """
-    return error * (t_quantile(1 - alpha / 2, freedom) + t_quantile(power, freedom))
-
-
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t, by bisection of its integrated density; of the normal distribution above 10^5 degrees."""
-    if freedom > 1e5:
-        return NormalDist().inv_cdf(probability)
-    if probability < 0.5:
-        return -t_quantile(1 - probability, freedom)
-    # With t = sqrt(freedom) tan(a) the density is a power of the cosine: smooth, on a finite range.
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-
-    def upper(angle: float) -> float:
-        """Probability above the angle."""
-        half = (math.pi / 2 - angle) / 2
-        return scale * half * float(weights @ np.cos(angle + half * (nodes + 1)) ** (freedom - 1))
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if upper(middle) > 1 - probability else (low, middle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
+    return error * (float(t.ppf(1 - alpha / 2, freedom)) + float(t.ppf(power, freedom)))
