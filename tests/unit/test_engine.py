@@ -123,8 +123,9 @@ def test_accumulation_equals_the_whole_batch(method: str, accumulation: int) -> 
     assert cut_terms.parts.keys() == whole.parts.keys()
     assert cut_gradients.keys() == gradients.keys() and gradients
     assert cut_norm == pytest.approx(norm, rel=1e-4) and norm > 0
+    atol = 1e-5 * max(1.0, norm)  # sums of terms as large as the gradient are rounded in another order
     for name, value in gradients.items():
-        torch.testing.assert_close(cut_gradients[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(cut_gradients[name], value, atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_accumulation_replays_dropout() -> None:
