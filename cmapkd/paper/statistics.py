@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
 
 BLOCK = 1 << 22  # weights made at a time: 32 MB
 TIE = 1e-9  # [percentage points] smaller differences are rounding
@@ -191,4 +190,6 @@ def detectable(error: float, freedom: float, alpha: float, power: float = 0.8) -
 
     ``error * (t(1 - alpha / 2) + t(power))``: the usual approximation of the noncentral t.
     """
+    from scipy.stats import t  # most tables need it not, and it takes a second to import
+
     return error * (float(t.ppf(1 - alpha / 2, freedom)) + float(t.ppf(power, freedom)))
