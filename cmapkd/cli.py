@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -79,8 +78,8 @@ def train(
     address: str,
     experiment: Experiment = DEFAULT,
     results: Results = RESULTS,
-    threads: Annotated[int, typer.Option(help="CPU threads of each rank; 0: all")] = 0,
-    ranks: Annotated[int, typer.Option(help="data-parallel processes on this machine; 0: as the experiment says")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads on each node, shared by its ranks; 0: all")] = 0,
+    ranks: Annotated[int, typer.Option(help="data-parallel processes; 0: as the experiment says")] = 0,
 ) -> None:
     """Train one stage, by its address in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint."""
     plan = _plan(experiment)
@@ -88,12 +87,14 @@ def train(
         raise UserError(
             key="stage", value=address, reason="is not in the plan of this experiment", fix=nearest(address, list(plan.stages))
         )
-    ranks = ranks or plan.experiment.training.ranks
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    ranks = 1 if plan.stages[address].settings["kind"] == "pretrained" else ranks or plan.experiment.training.ranks
     if ranks > 1 and "RANK" not in os.environ:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "cmapkd"]
-        raise SystemExit(subprocess.call([*command, *sys.argv[1:]]))
+        from cmapkd.launch import launch
+
+        launch(ranks, threads, sys.argv[1:])
+    if threads:
+        threads = max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     if threads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cmapkd.cluster import Layout, Site
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint
@@ -146,6 +148,26 @@ def table_params(context: PaperContext, name: str) -> dict[str, Any]:
 def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one figure depends on beside the metrics."""
     return paper_params(context, FIGURES[name]) if name in FIGURES else {}
+
+
+def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) -> str:
+    """Shell assignments that tell ``cmapkd.launch`` of the site; nothing where a training stays on one machine.
+
+    Args:
+        image: path of the container's image.
+        deployment: Snakemake's deployment settings.
+    """
+    if layout.nodes == 1:
+        return ""
+    variables = {"CMAPKD_RANKS_PER_NODE": str(site.ranks_per_node)}
+    if any(method.name == "APPTAINER" for method in deployment.deployment_method):
+        # What Snakemake itself does around the command of other rules.
+        home = shlex.quote(str(Path.cwd()))
+        options = f"--home {home} {deployment.apptainer_args}".strip()
+        program = "apptainer" if shutil.which("apptainer") else "singularity"
+        variables["CMAPKD_CONTAINER"] = f"{program} exec {options} {shlex.quote(str(Path(image).resolve()))}"
+    lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
+    return lines.replace("{", "{{").replace("}", "}}")  # Snakemake formats it
 
 
 def has_latex() -> bool:
