@@ -247,6 +247,37 @@ def plan(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     typer.echo(f"{len(made.runs)} runs of {shared}; and {len(made.stages) - trained} for the teacher")
 
 
+@app.command("status")
+def status(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """What is done, running, waiting or failed, and how far each training is; from the folder where the workflow runs."""
+    from cmapkd import status as looked
+
+    typer.echo(looked.tell(looked.status(_plan(experiment), results)))
+
+
+@app.command("site")
+def site(
+    account: Annotated[str, typer.Option(help="whom jobs are charged to; none: the first of yours")] = "",
+    partition: Annotated[str, typer.Option(help="where jobs without GPU run; none: the site's default")] = "",
+    gpu_partition: Annotated[str, typer.Option(help="where trainings run; none: the one with most GPUs")] = "",
+    profile: Annotated[Path, typer.Option(help="profile whose part of the site is written")] = Path(
+        "workflow/profiles/slurm/profile.v9+.yaml"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="print the part, write nothing")] = False,
+) -> None:
+    """Ask SLURM about this site and write the site's part of the profile `slurm`; says what it could not find."""
+    from cmapkd import site as asked
+
+    found = asked.find()
+    choice = asked.choose(found, account, partition, gpu_partition)
+    typer.echo(asked.tell(found, choice), err=True)
+    if dry_run:
+        typer.echo(asked.site_part(choice), nl=False)
+    else:
+        asked.write(choice, profile)
+        typer.echo(f"written: {profile}", err=True)
+
+
 @config_app.command("check")
 def config_check(file: Path) -> None:
     """Check an experiment file, without starting anything."""

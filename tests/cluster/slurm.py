@@ -4,7 +4,7 @@ Everything that it writes (keys, sockets, state, logs, pid files) lies in one di
 that was free, so it disturbs no other SLURM; clients find it by ``SLURM_CONF``. It needs Debian's packages (installed by
 name where root may), root, and a second or two:
 
-    python tests/cluster/slurm.py up /tmp/lab     # prints the `export SLURM_CONF=...` to use
+    python tests/cluster/slurm.py up /tmp/lab     # prints the variables to export
     python tests/cluster/slurm.py down /tmp/lab
 
 Two partitions reach all nodes: jobs of ``main`` preempt those of ``low``, which are requeued. GPUs are copies of
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+CLIENTS = ("sbatch", "srun", "scancel", "scontrol", "sinfo", "squeue")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "munged")
 
 
@@ -69,8 +70,9 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs to find this cluster."""
-        return {"SLURM_CONF": str(self.conf)}
+        """What a client needs to find this cluster, and jobs that lose ``SLURM_CONF``: Snakemake's executor removes all of
+        SLURM's variables from the environment in which it calls `srun`, so on the path is one that knows."""
+        return {"SLURM_CONF": str(self.conf), "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"}
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> str:
         """Standard output of a client program on this cluster."""
@@ -88,16 +90,22 @@ class Cluster:
             Unavailable: a daemon does not come up; its log's last lines are the reason.
         """
         install()
-        for name in ("run", "log", "state", "spool", "gpu"):
+        for name in ("run", "log", "state", "spool", "gpu", "bin"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         self._configure()
+        for name in CLIENTS:
+            program = self.root / "bin" / name
+            program.write_text(f'#!/bin/sh\nSLURM_CONF="{self.conf}" exec "{_real(name)}" "$@"\n')
+            program.chmod(0o755)
         self._munge()
         self._daemon("slurmctld")
         for node in self.names:
             (self.root / "spool" / node).mkdir(exist_ok=True)
             self._daemon("slurmd", "-N", node)
         end = time.monotonic() + timeout
-        while (ready := self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split()) != self.names:
+        while (
+            ready := self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N", check=False).split()
+        ) != self.names:
             if time.monotonic() > end:
                 raise Unavailable(f"only {ready} of {self.names} came up:\n{self.logs()}")
             time.sleep(0.1)
@@ -236,6 +244,11 @@ def _end(pid: int, seconds: float = 10) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _real(name: str) -> str:
+    """Path of a client, not of one that a running cluster has put before it."""
+    return next(path for folder in ("/usr/bin", "/usr/local/bin", "/bin") if os.access(path := f"{folder}/{name}", os.X_OK))
+
+
 def _user() -> str:
     import getpass
 
@@ -246,6 +259,6 @@ if __name__ == "__main__":
     cluster = Cluster(Path(sys.argv[2]).resolve())
     if sys.argv[1] == "up":
         cluster.start()
-        sys.stdout.write(f"export SLURM_CONF={cluster.conf}\n")
+        sys.stdout.writelines(f"export {name}={value}\n" for name, value in cluster.environment.items())
     else:
         cluster.stop()
