@@ -1,4 +1,4 @@
-"""The workflow's dry run, printing what the SLURM executor would call for each job: python -m tests.cluster.sbatch_lines ARGS.
+"""The workflow's dry run, printing what the SLURM executor would call for each job: python tests/cluster/sbatch_lines.py ARGS.
 
 ARGS are those of snakemake. Standard output has one JSON object for each job: rule, wildcards, whether it is a local rule,
 attempt, and the sbatch options of the executor's own builder. Nothing is submitted, and no SLURM need be there.

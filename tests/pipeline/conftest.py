@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+# Results of the finished experiment, once there are any in this session: other tests compare with them.
+FINISHED: list[Path] = []
 
 
 @dataclass
@@ -67,6 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The smoke experiment, complete. Tests that edit the copy must use ``edit``, which undoes it."""
     checkout = copy_repository(tmp_path_factory.mktemp("checkout"))
     checkout.snakemake()
+    FINISHED.append(checkout.home)
     return checkout
 
 
