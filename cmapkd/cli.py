@@ -267,12 +267,13 @@ def site(
 ) -> None:
     """Ask SLURM about this site and write the site's part of the profile `slurm`; says what it could not find."""
     from cmapkd import site as asked
+    from cmapkd.site_text import site_part
 
     found = asked.find()
     choice = asked.choose(found, account, partition, gpu_partition)
     typer.echo(asked.tell(found, choice), err=True)
     if dry_run:
-        typer.echo(asked.site_part(choice), nl=False)
+        typer.echo(site_part(choice), nl=False)
     else:
         asked.write(choice, profile)
         typer.echo(f"written: {profile}", err=True)

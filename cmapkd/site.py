@@ -105,9 +105,24 @@ def parse_sinfo(text: str) -> list[Partition]:
             continue
         name, up, limit, nodes, cpus, memory, gres = parts
         gpus, kind = parse_gres(gres)
-        numbers = [int(value.rstrip("+") or 0) for value in (nodes, cpus, memory)]
-        found.append(Partition(name.rstrip("*"), name.endswith("*"), up == "up", parse_limit(limit), *numbers, gpus, kind))
+        found.append(
+            Partition(
+                name=name.rstrip("*"),
+                default=name.endswith("*"),
+                up=up == "up",
+                minutes=parse_limit(limit),
+                nodes=_least(nodes),
+                cpus=_least(cpus),
+                memory_mb=_least(memory),
+                gpus=gpus,
+                gpu_type=kind,
+            )
+        )
     return found
+
+
+def _least(text: str) -> int:
+    return int(text.rstrip("+") or 0)
 
 
 def parse_gres(text: str) -> tuple[int, str]:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmapkd.errors import UserError
-from cmapkd.site import Ask, choose, find, parse_gres, parse_limit, parse_sinfo, site_part, tell, write
-from cmapkd.site_text import Choice
+from cmapkd.site import Ask, choose, find, parse_gres, parse_limit, parse_sinfo, tell, write
+from cmapkd.site_text import Choice, site_part
 
 PROFILE = Path(__file__).parents[2] / "workflow/profiles/slurm/profile.v9+.yaml"
 

@@ -16,8 +16,8 @@ rule evaluate:
     # Latency is among the numbers: nothing else runs beside it.
     threads: all_cores()
     resources:
-        nodes=1,
         **gpu_resources(SITE, 1),
+        nodes=1,
     params:
         depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
         options=OPTIONS,
