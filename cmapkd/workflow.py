@@ -162,8 +162,8 @@ def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) ->
     variables = {"CMAPKD_RANKS_PER_NODE": str(site.ranks_per_node)}
     if any(method.name == "APPTAINER" for method in deployment.deployment_method):
         # What Snakemake itself does around the command of other rules.
-        home = shlex.quote(str(Path.cwd()))
-        options = f"--home {home} {deployment.apptainer_args}".strip()
+        home, code = (shlex.quote(str(path)) for path in (Path.cwd(), Path(__file__).parents[1]))
+        options = f"--home {home} --env PYTHONPATH={code} {deployment.apptainer_args}".strip()
         program = "apptainer" if shutil.which("apptainer") else "singularity"
         variables["CMAPKD_CONTAINER"] = f"{program} exec {options} {shlex.quote(str(Path(image).resolve()))}"
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())

@@ -86,7 +86,7 @@ def test_the_site_is_found_out_and_written(prepared: Checkout) -> None:
 
 
 def test_node_lists_expand_as_slurm_expands_them(cluster: Cluster) -> None:
-    for listed in ("n[1-2]", "gpu[08-11,3],login", "r[1-2]n[01-03]", "a-[9-10]-ib,b"):
+    for listed in ("n[1-2]", "gpu[08-11,3],login", "r[1-2]n[01-03]", "node-a,b-[9-10]"):
         assert node_names(listed) == cluster.run("scontrol", "show", "hostnames", listed).split()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -141,7 +143,10 @@ def test_rules_are_told_of_the_site_only_where_a_training_leaves_one_node() -> N
     assert launch_variables(Site(4, "gres=gpu:{n}"), Layout(1, 4), "image.sif", deployed) == ""
     text = launch_variables(Site(4, "gres=gpu:{n}"), Layout(2, 4), "image.sif", deployed)
     assert "export CMAPKD_RANKS_PER_NODE=4; " in text
-    assert "exec --home" in text
-    assert "--nv" in text
+    container = shlex.split(text)[-1].removeprefix("CMAPKD_CONTAINER=").removesuffix(";")
+    words = shlex.split(container)
+    assert words[1:3] == ["exec", "--home"]
+    assert words[-2:] == ["--nv", str(Path("image.sif").resolve())]
+    assert f"PYTHONPATH={Path(__file__).parents[2]}" in words, "`--cleanenv` takes away the one of outside"
     bare = SimpleNamespace(deployment_method=[], apptainer_args="--nv")
     assert "CMAPKD_CONTAINER" not in launch_variables(Site(4, "gres=gpu:{n}"), Layout(2, 4), "image.sif", bare)
