@@ -67,6 +67,7 @@ class Status:
     trainings: list[Item] = field(default_factory=list)
     evaluations: list[Item] = field(default_factory=list)
     paper: bool = False
+    others: list[tuple[str, Job]] = field(default_factory=list)  # further jobs of this folder, by what they are
 
 
 def status(plan: Plan, results: Path, asking: Ask = ask, processes: list[tuple[str, ...]] | None = None) -> Status:
@@ -86,6 +87,8 @@ def status(plan: Plan, results: Path, asking: Ask = ask, processes: list[tuple[s
     teacher = (f"{TEACHER}/{teacher_seed(plan.experiment)}", (plan.teacher,))
     for directory, stages in (teacher, *((run.directory, run.stages) for run in plan.runs)):
         found.evaluations.append(_evaluation(directory, stages, home, jobs, alive))
+    told = {item.job for item in (*found.trainings, *found.evaluations)}
+    found.others = [(comment, job) for comment, job in jobs.items() if job not in told]
     return found
 
 
@@ -229,6 +232,7 @@ def tell(found: Status) -> str:
     lines += [line for item in _sorted(found.trainings) for line in _told(item)]
     lines.append(f"{measured} of {len(found.evaluations)} runs measured")
     lines += [line for item in _sorted(found.evaluations) for line in _told(item)]
+    lines += [f"  {_job_told(job)}: {comment.removeprefix('rule_')}" for comment, job in found.others]
     lines.append("the paper is written" if found.paper else "no paper yet")
     return "\n".join(lines)
 
@@ -246,10 +250,14 @@ def _told(item: Item) -> list[str]:
     if item.progress is not None:
         parts.append(_progress_told(item.progress, item.state == "running"))
     if item.job is not None:
-        parts.append(f"SLURM job {item.job.number}, {item.job.state.lower()}, {item.job.elapsed}, {item.job.where}")
+        parts.append(_job_told(item.job))
     if item.waits_for:
         parts.append(f"after {', '.join(item.waits_for)}")
     return [": ".join([parts[0], "; ".join(parts[1:])]) if parts[1:] else parts[0], *(f"      {line}" for line in item.tail)]
+
+
+def _job_told(job: Job) -> str:
+    return f"SLURM job {job.number}, {job.state.lower()}, {job.elapsed}, {job.where}"
 
 
 def _progress_told(progress: Progress, running: bool) -> str:

@@ -210,8 +210,8 @@ class Cluster:
                 f"RealMemory={self.memory_mb}{f' Gres=gpu:{self.gpus}' if self.gpus else ''} State=UNKNOWN"
                 for node, port in zip(self.names, ports[1:], strict=True)
             ),
-            "PartitionName=main Nodes=ALL Default=YES MaxTime=1-0 DefaultTime=10 State=UP PriorityTier=10",
-            "PartitionName=low Nodes=ALL MaxTime=2-0 DefaultTime=10 State=UP PriorityTier=1 PreemptMode=REQUEUE",
+            "PartitionName=main Nodes=ALL Default=YES MaxTime=7-0 DefaultTime=10 State=UP PriorityTier=10",
+            "PartitionName=low Nodes=ALL MaxTime=14-0 DefaultTime=10 State=UP PriorityTier=1 PreemptMode=REQUEUE",
         ]
         self.conf.write_text("\n".join(lines) + "\n")
         gres = []

@@ -80,7 +80,7 @@ def test_the_site_is_found_out_and_written(prepared: Checkout) -> None:
     assert profile["default-resources"]["slurm_partition"] == "main"
     assert profile["default-resources"]["ranks_per_node"] == 2
     assert profile["default-resources"]["gpu_request"] == "gres=gpu:{n}"
-    assert profile["set-resources"]["train"]["runtime"] == "min(1440 * attempt, 1440)"
+    assert profile["set-resources"]["train"]["runtime"] == "min(1440 * attempt, 10080)"
     assert profile["set-resources"]["train"]["mem_mb"] == "min(64000 * attempt, 8000)"
     assert profile["set-threads"]["train"] == 2
 

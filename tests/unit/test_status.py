@@ -172,6 +172,12 @@ def test_jobs_of_slurm_are_found_by_their_comment(plan: Plan, home: Path) -> Non
     assert "9 trainings: 2 done, 1 running, 1 queued, 5 waiting" in told
 
 
+def test_further_jobs_of_this_folder_are_listed(plan: Plan, home: Path) -> None:
+    """Data sets, and groups of jobs, whose comment names no wildcards."""
+    asking = squeue("4|PENDING|rule_stages_train|0:00|(PartitionTimeLimit)")
+    assert "SLURM job 4, pending, 0:00, (PartitionTimeLimit): stages_train" in tell(status(plan, home.parent, asking, []))
+
+
 def test_jobs_of_another_folder_are_not_ours(tmp_path: Path) -> None:
     def asking(command: Sequence[str]) -> str | None:
         return (
