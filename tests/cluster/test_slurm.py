@@ -28,6 +28,11 @@ LAB = [
     "--slurm-init-seconds-before-status-checks", "4", "--seconds-between-status-checks", "4", "--latency-wait", "10",
     "--slurm-keep-successful-logs", "--jobs", "4", "--groups", "train=stages", "teacher=teacher",
 ]  # fmt: skip
+# A group asks for the sum of what its jobs ask for: with the profile's hours and gigabytes it would fit no node of the lab.
+SMALL = [
+    "--set-resources", "teacher:mem_mb=3000", "teacher:runtime=30", "train:mem_mb=3000", "train:runtime=30",
+    "evaluate:mem_mb=3000", "evaluate:runtime=30", "data_build:runtime=30",
+]  # fmt: skip
 # As many threads as a local run of `--cores 2` gives each rule, for equal sums.
 THREADS = ["--set-threads", "teacher=1", "train=1", "evaluate=2", "data_build=1"]
 
@@ -56,7 +61,7 @@ def run_on_slurm(prepared: Checkout) -> tuple[Checkout, list[str]]:
     said: list[str] = []
     log = prepared.root / "driver.log"
     with log.open("w") as file:
-        command = ["snakemake", *SUBMITTING, *LAB, *THREADS]
+        command = ["snakemake", *SUBMITTING, *LAB, *SMALL, *THREADS]
         process = subprocess.Popen(
             command, cwd=prepared.root, env=prepared.environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL
         )
@@ -171,7 +176,7 @@ def test_a_training_over_two_nodes_is_that_of_one(run_on_slurm: tuple[Checkout, 
     (home / "data").symlink_to(checkout.home / "data")
     options = ["--default-resources", "ranks_per_node=1", "gpu_request=gres=gpu:{n}", "mem_mb=2000", "runtime=20"]
     options += ["--allowed-rules", "train", "--configfile", str(experiment)]
-    checkout.run("snakemake", f"results/two/stages/{address}/stage.json", *SUBMITTING, *LAB[:6], *THREADS, *options)
+    checkout.run("snakemake", f"results/two/stages/{address}/stage.json", *SUBMITTING, *LAB[:6], *SMALL, *THREADS, *options)
     stage = json.loads((home / "stages" / address / "stage.json").read_text())
     assert stage["provenance"], stage
     for name in ("model/open_clip_model.safetensors",):
