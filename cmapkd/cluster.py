@@ -100,11 +100,11 @@ def training_resources(of: Layout, site: Site) -> dict[str, Any]:
     With several nodes the job is one of `mpi`: only then does the executor leave the whole allocation to the command, which
     starts its tasks with `srun` (``cmapkd.launch``).
     """
-    resources = {"nodes": of.nodes, **gpu_resources(site, of.ranks_per_node)}
+    resources = gpu_resources(site, of.ranks_per_node)
     if of.nodes == 1:
-        return resources
+        return resources  # one task is on one node; said for each job, a group of jobs would ask for the sum of nodes
     extra = " ".join(part for part in (resources.get("slurm_extra"), "--ntasks-per-node=1") if part)
-    return {**resources, "mpi": "srun", "tasks": of.nodes, "tasks_per_gpu": 0, "slurm_extra": extra}
+    return {**resources, "nodes": of.nodes, "mpi": "srun", "tasks": of.nodes, "tasks_per_gpu": 0, "slurm_extra": extra}
 
 
 def _text(entry: Any) -> str:

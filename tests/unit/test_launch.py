@@ -40,8 +40,8 @@ def test_ranks_fill_their_nodes_evenly_or_are_refused(ranks: int, per_node: int)
 
 def test_one_node_asks_for_its_gpus_alone() -> None:
     site = Site(4, "gres=gpu:a100:{n}")
-    assert training_resources(layout(2, 4), site) == {"nodes": 1, "gres": "gpu:a100:2", "tasks_per_gpu": 0}
-    assert training_resources(layout(2, 0), Site()) == {"nodes": 1}
+    assert training_resources(layout(2, 4), site) == {"gres": "gpu:a100:2", "tasks_per_gpu": 0}
+    assert training_resources(layout(2, 0), Site()) == {}
 
 
 def test_several_nodes_are_one_mpi_job_with_a_task_on_each() -> None:

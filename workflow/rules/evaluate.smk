@@ -17,7 +17,6 @@ rule evaluate:
     threads: all_cores()
     resources:
         **gpu_resources(SITE, 1),
-        nodes=1,
     params:
         depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
         options=OPTIONS,
