@@ -12,7 +12,7 @@ SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES)
 REPORT ?= results/$(shell sed -n 's/^name: *//p' $(CONFIG))/report.html
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: help setup paper test unit pipeline lint format clean-environment
+.PHONY: help setup paper test unit pipeline cluster workflow-tests lint format clean-environment
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -43,13 +43,20 @@ report: paper ## put everything that `paper` makes into one HTML file to look th
 tune: setup ## search the settings of the runs of CONFIG on its validation split (hours)
 	$(BIN)/cmapkd tune --experiment $(CONFIG)
 
-test: setup lint unit pipeline ## everything that CI checks
+test: setup lint unit workflow-tests ## everything that CI checks
 
 unit: setup ## unit tests
 	$(BIN)/python -m pytest tests/unit -q -m "not network"
 
 pipeline: setup browser ## the real workflow on config/smoke.yaml
 	$(BIN)/python -m pytest tests/pipeline -q
+
+cluster: setup ## the same on a SLURM of our own on this machine (root on Debian or Ubuntu; skipped elsewhere)
+	$(BIN)/python -m pytest tests/cluster -q
+
+# In one session, because the numbers from SLURM are compared with those of the local run.
+workflow-tests: setup
+	$(BIN)/python -m pytest tests/pipeline tests/cluster -q
 
 lint: setup ## formatting, static checks, generated documentation
 	$(BIN)/ruff check .

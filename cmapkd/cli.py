@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -81,8 +80,8 @@ def train(
     stages: list[str],
     experiment: Experiment = DEFAULT,
     results: Results = RESULTS,
-    threads: Annotated[int, typer.Option(help="CPU threads of each rank; 0: all")] = 0,
-    ranks: Annotated[int, typer.Option(help="data-parallel processes on this machine; 0: as the experiment says")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads on each node, shared by its ranks; 0: all")] = 0,
+    ranks: Annotated[int, typer.Option(help="data-parallel processes; 0: as the experiment says")] = 0,
 ) -> None:
     """Train stages, by their addresses in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint.
 
@@ -93,12 +92,15 @@ def train(
         if address not in plan.stages:
             fix = nearest(address, list(plan.stages))
             raise UserError(key="stage", value=address, reason="is not in the plan of this experiment", fix=fix)
-    ranks = ranks or plan.experiment.training.ranks
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    trained = any(plan.stages[address].settings["kind"] != "pretrained" for address in stages)
+    ranks = (ranks or plan.experiment.training.ranks) if trained else 1
     if ranks > 1 and "RANK" not in os.environ:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "cmapkd"]
-        raise SystemExit(subprocess.call([*command, *sys.argv[1:]]))
+        from cmapkd.launch import launch
+
+        launch(ranks, threads, sys.argv[1:])
+    if threads:
+        threads = max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     if threads:
@@ -389,6 +391,38 @@ def plan(
     trained = len({address for run in made.runs for address in run.stages})
     shared = f"{total} stages, {total - trained} of them shared: {trained} trainings"
     typer.echo(f"{len(made.runs)} runs of {shared}; and {len(made.stages) - trained} for the teacher")
+
+
+@app.command("status")
+def status(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """What is done, running, waiting or failed, and how far each training is; from the folder where the workflow runs."""
+    from cmapkd import status as looked
+
+    typer.echo(looked.tell(looked.status(_plan(experiment), results)))
+
+
+@app.command("site")
+def site(
+    account: Annotated[str, typer.Option(help="whom jobs are charged to; none: the first of yours")] = "",
+    partition: Annotated[str, typer.Option(help="where jobs without GPU run; none: the site's default")] = "",
+    gpu_partition: Annotated[str, typer.Option(help="where trainings run; none: the one with most GPUs")] = "",
+    profile: Annotated[Path, typer.Option(help="profile whose part of the site is written")] = Path(
+        "workflow/profiles/slurm/profile.v9+.yaml"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="print the part, write nothing")] = False,
+) -> None:
+    """Ask SLURM about this site and write the site's part of the profile `slurm`; says what it could not find."""
+    from cmapkd import site as asked
+    from cmapkd.site_text import site_part
+
+    found = asked.find()
+    choice = asked.choose(found, account, partition, gpu_partition)
+    typer.echo(asked.tell(found, choice), err=True)
+    if dry_run:
+        typer.echo(site_part(choice), nl=False)
+    else:
+        asked.write(choice, profile)
+        typer.echo(f"written: {profile}", err=True)
 
 
 @config_app.command("check")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from cmapkd.cluster import Layout, Site
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint
@@ -204,6 +207,26 @@ def table_params(context: PaperContext, name: str) -> dict[str, Any]:
 def figure_params(context: PaperContext, name: str) -> dict[str, Any]:
     """What one figure depends on beside the metrics."""
     return paper_params(context, FIGURES[name], "cmapkd.paper.picture", "cmapkd.paper.table_page")
+
+
+def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) -> str:
+    """Shell assignments that tell ``cmapkd.launch`` of the site; nothing where a training stays on one machine.
+
+    Args:
+        image: path of the container's image.
+        deployment: Snakemake's deployment settings.
+    """
+    if layout.nodes == 1:
+        return ""
+    variables = {"CMAPKD_RANKS_PER_NODE": str(site.ranks_per_node)}
+    if any(method.name == "APPTAINER" for method in deployment.deployment_method):
+        # What Snakemake itself does around the command of other rules.
+        home, code = (shlex.quote(str(path)) for path in (Path.cwd(), Path(__file__).parents[1]))
+        options = f"--home {home} --env PYTHONPATH={code} {deployment.apptainer_args}".strip()
+        program = "apptainer" if shutil.which("apptainer") else "singularity"
+        variables["CMAPKD_CONTAINER"] = f"{program} exec {options} {shlex.quote(str(Path(image).resolve()))}"
+    lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
+    return lines.replace("{", "{{").replace("}", "}}")  # Snakemake formats it
 
 
 def has_latex() -> bool:

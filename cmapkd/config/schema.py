@@ -97,7 +97,10 @@ class TrainingConfig(Config):
 
     global_batch: int = Field(256, ge=2, unit="samples", description="samples of one optimiser step over all ranks")
     ranks: int = Field(
-        1, ge=1, unit="processes", description="data-parallel processes on this machine (a cluster profile sets its own)"
+        1,
+        ge=1,
+        unit="processes",
+        description="data-parallel processes of a training, one for each GPU; a cluster's profile says how many a node holds",
     )
     deepspeed: Name = Field(
         "fp32", description="name of a file in `config/deepspeed/`: ZeRO stage, precision, clipping and accumulation"

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+# Results of the finished experiment, once there are any in this session: other tests compare with them.
+FINISHED: list[Path] = []
 
 
 @dataclass
@@ -26,15 +28,22 @@ class Checkout:
     def home(self) -> Path:
         return self.root / "results" / "smoke"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """This environment, with its programs and the copy's own package."""
+        programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**os.environ, "PYTHONPATH": str(self.root), "PATH": programs}
+
     def run(self, *command: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """A command in the copy, with this environment's programs and the copy's own package."""
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(self.root),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
         done = subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            command,
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
         )
         if check and done.returncode:
             pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
@@ -67,6 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The smoke experiment, complete. Tests that edit the copy must use ``edit``, which undoes it."""
     checkout = copy_repository(tmp_path_factory.mktemp("checkout"))
     checkout.snakemake()
+    FINISHED.append(checkout.home)
     return checkout
 
 

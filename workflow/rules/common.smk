@@ -8,6 +8,7 @@ from pathlib import Path
 REPOSITORY = str(Path(workflow.basedir).parent)
 sys.path.insert(0, REPOSITORY)
 
+from cmapkd.cluster import Site, gpu_resources, layout, training_resources
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
 from cmapkd.fingerprint import fingerprint
@@ -20,6 +21,9 @@ try:
     EXPERIMENT = parse_experiment({key: value for key, value in config.items() if key != "results"})
     PLAN = make_plan(EXPERIMENT)
     PAPER = paper_context(EXPERIMENT, RESULTS)
+    # Facts of a cluster, from its profile; without one, everything runs on this machine.
+    SITE = Site.read(workflow.resource_settings.default_resources)
+    LAYOUT = layout(EXPERIMENT.training.ranks, SITE.ranks_per_node)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -29,6 +33,14 @@ HOME = str(RESULTS / EXPERIMENT.name)
 EFFECTIVE = f"{HOME}/experiment.yaml"
 OPTIONS = shlex.join(["--experiment", EFFECTIVE, "--results", str(RESULTS)])
 CONTACT_SHEETS = parts.contact_sheets(EXPERIMENT)
+
+
+def all_cores():
+    """Those of this machine that the workflow may use; on a cluster, the profile's `set-threads` says more."""
+    try:
+        return workflow.cores
+    except WorkflowError:
+        return 1
 
 
 wildcard_constraints:

@@ -1,8 +1,10 @@
 """What jobs run in, and what of it is missing here."""
 
+IMAGE = "containers/cmapkd.sif"
+
 
 # Taken by `--software-deployment-method apptainer`, ignored otherwise.
-container: "containers/cmapkd.sif"
+container: IMAGE
 
 
 # Jobs use the Python that runs the workflow and the package beside it, unless they run in a container, which has its own.
@@ -10,6 +12,7 @@ shell.prefix(
     "set -euo pipefail; "
     f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH="{Path(sys.executable).parent}:$PATH"; '
     f'export PYTHONPATH="{REPOSITORY}"; '
+    f"{parts.launch_variables(SITE, LAYOUT, IMAGE, workflow.deployment_settings)}"
 )
 
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.

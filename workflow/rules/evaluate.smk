@@ -14,7 +14,9 @@ rule evaluate:
     benchmark:
         f"{HOME}/benchmarks/evaluate/{{run}}-{{seed}}.jsonl"
     # Latency is among the numbers: nothing else runs beside it.
-    threads: workflow.cores or 1
+    threads: all_cores()
+    resources:
+        **gpu_resources(SITE, 1),
     params:
         depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
         options=OPTIONS,

@@ -12,7 +12,13 @@ rule teacher:
         f"{HOME}/benchmarks/train/{{stage}}.jsonl"
     wildcard_constraints:
         stage="teacher-.+",
-    threads: 1
+    # Over several nodes `srun` is outside of the container, which `cmapkd train` then starts on each node.
+    container:
+        IMAGE if LAYOUT.nodes == 1 else None
+    # Cores on each node. One for each rank: small trainings use two cores best as two trainings side by side.
+    threads: LAYOUT.ranks_per_node
+    resources:
+        **training_resources(LAYOUT, SITE),
     params:
         depends=lambda wildcards: parts.train_params(PLAN, wildcards.stage),
         options=OPTIONS,
