@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -144,6 +145,8 @@ class PaperContext:
             return f"Table A{self.appendix.index(name) + 1}"
         if name in self.appendix_figures:
             return f"Figure A{self.appendix_figures.index(name) + 1}"
+        if name in self.tables:
+            return f"Table {table_numbers(self.tables)[name]}"
         kind = name.rstrip("0123456789")
         return f"{kind} {name[len(kind) :]}".strip().capitalize()
 
@@ -215,3 +218,10 @@ class PaperContext:
             command += ["--configfile", str(self.config_file)]
         # `--configfile` takes several values: the separator keeps it from swallowing the target.
         return shlex.join([*command, "--", str(target)])
+
+
+def table_numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """``table2`` is Table 2, whatever else the text shows; a table without a number takes the first that is free, from 0."""
+    fixed = {name: int(name.removeprefix("table")) for name in names if name.removeprefix("table").isdigit()}
+    free = (number for number in itertools.count() if number not in fixed.values())
+    return {name: fixed[name] if name in fixed else next(free) for name in names}

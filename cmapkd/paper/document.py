@@ -5,11 +5,10 @@ Packages are those that `scripts/setup-latex.sh` installs.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from cmapkd.paper.context import TEACHER, PaperContext
+from cmapkd.paper.context import TEACHER, PaperContext, table_numbers
 from cmapkd.paper.latex import escape
 from cmapkd.paper.metrics import MetricFile, Metrics
 
@@ -118,13 +117,6 @@ def _pointers(context: PaperContext, parts: Mapping[str, Mapping[str, Any]]) -> 
 
 def _lower(title: str) -> str:
     return escape(title[:1].lower() + title[1:])
-
-
-def table_numbers(names: tuple[str, ...]) -> dict[str, int]:
-    """``table2`` is Table 2, whatever else the text shows; a table without a number takes the first that is free, from 0."""
-    fixed = {name: int(name.removeprefix("table")) for name in names if name.removeprefix("table").isdigit()}
-    free = (number for number in itertools.count() if number not in fixed.values())
-    return {name: fixed[name] if name in fixed else next(free) for name in names}
 
 
 def _numbered(name: str) -> str:

@@ -14,7 +14,10 @@ from .conftest import SUBMITTING, sbatch_lines
 
 pytestmark = pytest.mark.cluster
 
-LOCAL = {"all", "data_fetch", "contact_sheet", "collect", "table", "figure", "document", "pdf"}
+LOCAL = {
+    "all", "data_fetch", "contact_sheet", "collect", "table", "figure", "drawing", "algorithm", "document", "pdf", "manuscript",
+    "run_page", "data_page", "log_pages",
+}  # fmt: skip
 # Options of sbatch by rule and attempt: memory and time grow with the attempt, GPUs and cores do not.
 SMALL = {
     ("data_build", 1): "-t 720 --mem 8000 --ntasks=1 --cpus-per-task=1",

@@ -14,6 +14,7 @@ from .browser import Browser, find_browser
 from .conftest import Checkout
 
 PAGE = "data:text/html"  # how the report addresses the pages in it
+PDFS = ("paper", "manuscript")  # where LaTeX is
 ROWS = "[...document.querySelectorAll('nav tbody tr')]"
 
 
@@ -67,7 +68,7 @@ def test_the_report_starts_with_what_it_is_and_its_categories(browser: Browser) 
     browser.wait("document.querySelector('#app').innerText.includes('Experiment smoke')")
     browser.wait("document.querySelectorAll('.vega-embed svg, .vega-embed canvas').length > 0")  # the graph of the rules
     links = browser.run("[...document.querySelectorAll('nav a')].map(link => link.textContent.trim())")
-    expected = ["Data", "Figures", "Logs", "Paper", "Runs", "Tables"]
+    expected = ["Algorithms", "Data", "Figures", "Logs", "Paper", "Runs", "Tables"]
     assert [link for link in links if link in expected] == expected
     keep(browser, "start")
     assert browser.errors == []
@@ -75,12 +76,13 @@ def test_the_report_starts_with_what_it_is_and_its_categories(browser: Browser) 
 
 def test_every_table_opens_and_shows_its_numbers(browser: Browser, finished: Checkout) -> None:
     entries = category(browser, "Tables")
-    parts = [f"Table {number}" for number in (1, 2, 3, 4, 5)] + ["Table A1"]
+    parts = [f"Table {number}" for number in (0, 1, 2, 3, 4, 5, "A1", "A2", "A3")]
+    names = {"Table 0": "glance", "Table A1": "significance", "Table A2": "levels", "Table A3": "alsn"}
     assert [entry.rpartition(entry.removeprefix(part))[0] for entry, part in zip(entries, parts, strict=True)] == parts
     for entry, part in zip(entries, parts, strict=True):
         show(browser, entry)
         browser.wait(f"document.title.startsWith({json.dumps(part + ': ')})", PAGE)
-        name = "levels" if part == "Table A1" else part.lower().replace(" ", "")
+        name = names.get(part, part.lower().replace(" ", ""))
         content = json.loads((finished.home / f"paper/{name}.json").read_text())
         labels = browser.run("[...document.querySelectorAll('tbody th')].map(cell => cell.textContent)", PAGE)
         assert {row["label"] for row in content["rows"]} <= set(labels)
@@ -96,8 +98,15 @@ def test_every_table_opens_and_shows_its_numbers(browser: Browser, finished: Che
 
 
 def test_a_figure_is_drawn(browser: Browser, finished: Checkout) -> None:
-    (entry,) = category(browser, "Figures")
-    show(browser, entry)
+    entries = category(browser, "Figures")
+    drawings = shutil.which("pdflatex") is not None
+    numbers = [*([1, 2] if drawings else []), 3, 4, 5, 6, "A1", "A2"]
+    for number in numbers:
+        show(browser, next(entry for entry in entries if entry.startswith(f"Figure {number} ")))
+        browser.wait(f"document.title.startsWith('Figure {number}: ') && document.images.length === 1", PAGE)
+        assert browser.wait("document.images[0].naturalWidth", PAGE) > 1000
+    show(browser, next(entry for entry in entries if entry.startswith("Figure 3 ")))
+    browser.wait("document.title.startsWith('Figure 3: ')", PAGE)
     assert browser.wait("document.images.length === 1 && document.images[0].naturalWidth", PAGE) == 1464
     shown = browser.run("document.images[0].getBoundingClientRect().toJSON()", PAGE)
     assert shown["width"] > 400
@@ -144,7 +153,7 @@ def test_data_logs_and_the_paper_are_there(browser: Browser, finished: Checkout)
     show(browser, "training KD, seed 0: train")
     browser.wait("document.body.innerText.includes('KD, seed 0: train: done, 8 steps')", PAGE)
     entries = category(browser, "Paper")
-    files = {"numbers.tex", "paper.tex", *(["paper.pdf"] if shutil.which("pdflatex") else [])}
+    files = {"numbers.tex", "paper.tex", *(path.name for path in (finished.home / "paper").glob("*.pdf") if path.stem in PDFS)}
     assert {entry.split()[0] for entry in entries} == files
     assert browser.errors == []
 
