@@ -107,14 +107,6 @@ def test_a_checkpoint_of_other_origin_is_ignored(saved: tuple[Path, Any], caplog
     assert same(weights(fresh), before) and "other code or settings" in caplog.text
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_ignored(saved: tuple[Path, Any], caplog: pytest.LogCaptureFixture) -> None:
-    directory, _ = saved
-    for path in checkpoints.complete(directory):
-        about = read_json(path / "checkpoint.json")
-        (path / "checkpoint.json").write_text(json.dumps({**about, "ranks": 2}))
-    assert checkpoints.resume(engine(), directory, "origin") == 0 and "2 ranks, not 1" in caplog.text
-
-
 def test_new_checkpoints_are_not_pushed_out_by_older_ones_that_are_further_ahead(saved: tuple[Path, Any]) -> None:
     directory, _ = saved
     fresh = engine(seed=40)
@@ -134,11 +126,9 @@ def _cut(path: Path) -> None:
 
 
 DAMAGE = {
-    "a flipped bit in the weights": ("engine/mp_rank_00_model_states.pt", _flip),
-    "weights cut short": ("engine/mp_rank_00_model_states.pt", _cut),
-    "weights gone": ("engine/mp_rank_00_model_states.pt", Path.unlink),
-    "random state cut short": ("rank-0.pt", _cut),
-    "random state gone": ("rank-0.pt", Path.unlink),
+    "a flipped bit": ("rank-00000.safetensors", _flip),
+    "cut short": ("rank-00000.safetensors", _cut),
+    "gone": ("rank-00000.safetensors", Path.unlink),
     "description cut short": ("checkpoint.json", lambda path: path.write_text(path.read_text()[:40])),
 }
 
@@ -158,7 +148,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
 def test_with_all_checkpoints_damaged_nothing_of_them_is_left_in_the_weights(saved: tuple[Path, Any]) -> None:
     directory, _ = saved
     for path in checkpoints.complete(directory):
-        _cut(path / "rank-0.pt")
+        _cut(path / "rank-00000.safetensors")
     fresh = engine(seed=40)
     before = weights(fresh)
     assert checkpoints.resume(fresh, directory, "origin") == 0 and same(weights(fresh), before)
