@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -81,8 +80,13 @@ def train(
     results: Results = RESULTS,
     threads: Annotated[int, typer.Option(help="CPU threads of each rank; 0: all")] = 0,
     ranks: Annotated[int, typer.Option(help="data-parallel processes on this machine; 0: as the experiment says")] = 0,
+    time_limit: Annotated[float, typer.Option(help="minutes of the job; it stops in time, with a checkpoint; 0: none")] = 0,
+    attempt: Annotated[int, typer.Option(help="number of this start in the workflow; 1 forgets earlier failures")] = 0,
 ) -> None:
-    """Train one stage, by its address in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint."""
+    """Train one stage, by its address in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint.
+
+    Stopped by SIGINT, SIGTERM, SIGUSR1 or the time limit, it ends with exit code 75, after a checkpoint.
+    """
     plan = _plan(experiment)
     if address not in plan.stages:
         raise UserError(
@@ -92,19 +96,23 @@ def train(
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     if ranks > 1 and "RANK" not in os.environ:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "cmapkd"]
-        raise SystemExit(subprocess.call([*command, *sys.argv[1:]]))
+        from cmapkd.training.launch import run_ranks
+
+        saved = results / plan.experiment.name / "stages" / address / "checkpoints"
+        raise SystemExit(run_ranks(ranks, sys.argv[1:], saved, plan.experiment.training.oom_retries))
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    from cmapkd.training.loop import Interrupted, train_stage
+    from cmapkd.training.loop import train_stage
+    from cmapkd.training.stopping import EXIT, Interrupted
 
+    stage, home, options = plan.stages[address], results / plan.experiment.name, plan.experiment.training
     try:
-        train_stage(plan.stages[address], results / plan.experiment.name, plan.experiment.training)
+        train_stage(stage, home, options, time_limit=time_limit, attempt=attempt)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
-        raise SystemExit(143) from None  # 128 + SIGTERM: an unfinished job, not a failed one
+        raise SystemExit(EXIT) from None  # an unfinished job, not a failed one
 
 
 @app.command("collect")
@@ -215,7 +223,7 @@ def tune(
 
     if threads:
         torch.set_num_threads(threads)
-    from cmapkd.training.loop import Interrupted
+    from cmapkd.training.stopping import EXIT, Interrupted
     from cmapkd.tuning.run import tune_runs
     from cmapkd.tuning.trial import tuned_runs
 
@@ -228,7 +236,7 @@ def tune(
         tune_runs(loaded, names, results, target, restart=restart)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
-        raise SystemExit(143) from None
+        raise SystemExit(EXIT) from None
     typer.echo(str(target))
 
 

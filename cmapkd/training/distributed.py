@@ -134,7 +134,7 @@ def together(action: Callable[[], Any], what: str) -> list[Any]:
     failure: Exception | None = None
     try:
         result = action()
-    except Exception as error:  # noqa: BLE001 - told to all ranks, and raised again
+    except Exception as error:
         failure = error
     outcomes = share((None if failure is None else f"{type(failure).__name__}: {failure}", result))
     if failure is not None:

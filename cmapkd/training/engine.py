@@ -21,6 +21,7 @@ from torch import Tensor
 from cmapkd.config.methods import StageConfig
 from cmapkd.objectives.base import Terms
 from cmapkd.training import distributed
+from cmapkd.training.launch import die_with_parent
 from cmapkd.training.stages import Distillation, Teacher
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -32,6 +33,8 @@ def start_process_group(minutes: float = 30) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
     if dist.is_initialized():
         return device
     backend = "nccl" if cuda else "gloo"

@@ -41,6 +41,7 @@ class Failures:
 
     def __init__(self, directory: Path, origin: str, label: str, attempt: int = 0) -> None:
         self.directory, self.origin, self.label, self.attempt = directory, origin, label, attempt
+        self.fresh: dict[str, Any] | None = None  # how the attempt before this one failed
 
     def known(self) -> list[dict[str, Any]]:
         """Failures so far, oldest first."""
@@ -56,6 +57,7 @@ class Failures:
         if not reports and running.get("origin") == self.origin:
             reports = [{**running, "kind": KILLED, "reason": "killed from outside, or its node was lost"}]
         reports.sort(key=lambda report: _ORDER.index(report["kind"]))
+        self.fresh = reports[0] if reports else None
         added = reports[:1] if self.attempt != 1 or (reports and reports[0]["kind"] == MEMORY) else []
         if added or found != self.known():
             write_json(self.directory / FILE, {"origin": self.origin, "failures": [*found, *added]})
@@ -73,8 +75,8 @@ class Failures:
         if len(last) < SAME or len({(failure["kind"], failure["checkpoint"]) for failure in last}) > 1:
             return
         told = "".join(
-            f"\n    {number}. after step {failure['checkpoint']}, rank {failure['rank']} on {failure['host']}: {failure['reason']}"
-            for number, failure in enumerate(last, 1)
+            f"\n    {number}. after step {entry['checkpoint']}, rank {entry['rank']} on {entry['host']}: {entry['reason']}"
+            for number, entry in enumerate(last, 1)
         )
         raise UserError(
             key=self.label,

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FILE = "lock.json"
 
 
-class LostLock(UserError):
+class LostLock(UserError):  # noqa: N818 - as the errors it is one of are named by what happened
     """Another process has taken over the stage; nothing more may be written."""
 
 
@@ -57,7 +57,7 @@ class StageLock:
         self.path, self.label, self.wait, self.stale, self.poll, self.stop = directory / FILE, label, wait, stale, poll, stop
         self.beat = min(20.0, stale / 6) if beat is None else beat
         self.token = secrets.token_hex(8)
-        self.lost = False
+        self.lost = self.waited = self.held = False
         self._done = threading.Event()
         self._heart: threading.Thread | None = None
 
@@ -83,8 +83,9 @@ class StageLock:
                 )
             if not told:
                 log.info("%s: waiting for %s, which trains it", self.label, describe(holder))
-                told = True
+                told = self.waited = True
             time.sleep(self.poll)
+        self.held = True
         self._heart = threading.Thread(target=self._live, name="lock", daemon=True)
         self._heart.start()
         return self
@@ -93,7 +94,7 @@ class StageLock:
         self._done.set()
         if self._heart is not None:
             self._heart.join(timeout=5)
-        if self.mine():
+        if self.held and self.mine():
             with contextlib.suppress(OSError):  # a disk that has gone read-only keeps it; it falls by itself
                 self.path.unlink()
 
@@ -228,6 +229,6 @@ def _born(pid: int) -> str | None:
 def _space() -> str | None:
     """Boot and process namespace."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return None
