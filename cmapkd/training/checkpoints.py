@@ -56,7 +56,7 @@ def save(
 
     def own() -> tuple[str, str]:
         path = partial / _FILE.format(distributed.rank())
-        with writing(path, kept):
+        with writing(path, kept, state.size(engine)):
             state.write(engine, path)
             flush_file(path)
         return path.name, sha256_of(path)

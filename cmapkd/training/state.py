@@ -83,6 +83,11 @@ def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
     return inner
 
 
+def size(engine: Engine) -> int:
+    """Bytes that this rank writes, about."""
+    return sum(4 * (1 + len(MOMENTS)) * fragment.weight.numel() for fragment in _own(list(fragments(engine))))
+
+
 def write(engine: Engine, path: Path) -> None:
     """Write this rank's share of weights and moments, its buffers and its random state.
 

@@ -40,30 +40,32 @@ def flush_directory(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path, kept: str) -> Iterator[None]:
+def writing(path: Path, kept: str, needs: int = 0) -> Iterator[None]:
     """Turn a disk that refuses into a user's error that tells where, how much is free, and what is not lost.
 
     Args:
         path: that is written.
         kept: what a new start goes on from.
+        needs: bytes of the file; 0: unknown.
     """
     try:
         yield
     except Exception as error:
-        told = disk_error(error, path, kept)
+        told = disk_error(error, path, kept, needs)
         if told is None:
             raise
         raise told from error
 
 
-def disk_error(error: Exception, path: Path, kept: str) -> UserError | None:
+def disk_error(error: Exception, path: Path, kept: str, needs: int = 0) -> UserError | None:
     """The user's error for a disk that refuses; None if ``error`` is something else."""
     number = _number(error)
     if number not in _ERRORS:
         return None
+    wanted = f", and the file takes {needs / 1e6:,.1f} MB" if needs else ""
     return UserError(
         key=str(path),
-        reason=f"cannot be written: {_ERRORS[number]} ({_free(path)})",
+        reason=f"cannot be written: {_ERRORS[number]} ({_free(path)}{wanted})",
         fix=f"make room or have the file system mended, then run the same command again; {kept}",
     )
 
