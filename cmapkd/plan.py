@@ -126,7 +126,8 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
         raise UserError(
             key=f"config/deepspeed/{name}.json: zero_optimization.stage",
             value=stage,
-            reason="is not supported: ZeRO 3 takes apart parameters that a model's taps read outside of its forward",
+            reason="is not supported: ZeRO 3 gives parameters back only to the module that owns them, while it is called, and "
+            "CLIP's projections and a model's taps use them outside of that (the backward pass then finds empty weights)",
             fix="use 0, 1 or 2; a student of this size and its optimiser fit on one GPU",
         )
     return content

@@ -43,7 +43,8 @@ def save(
     """
     began = time.monotonic()
     final = directory / f"step-{step:08d}"
-    partial = directory / f".partial-{owner}{final.name}"
+    # Rank 0 holds the lock, so its word makes the name of all.
+    partial = directory / distributed.share(f".partial-{owner}{final.name}")[0]
     kept = _kept(directory)
 
     def begin() -> None:

@@ -112,7 +112,8 @@ def barrier(what: str, minutes: float = BARRIER_MINUTES) -> None:
         dist.monitored_barrier(group=group, timeout=timedelta(minutes=minutes), wait_all_ranks=True)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
-        missing = [int(number) for number in re.findall(r"\d+", first.partition(" failed to pass")[0])] if rank() == 0 else []
+        named = re.search(r"Ranks? ([\d, ]+) failed to pass", first) if rank() == 0 else None
+        missing = [int(number) for number in re.findall(r"\d+", named.group(1))] if named else []
         where = ", ".join(f"rank {number} on {_hosts[number]}" for number in missing if number < len(_hosts))
         raise UserError(
             key=f"rank {rank()}",

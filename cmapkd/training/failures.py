@@ -119,6 +119,11 @@ def left_by_memory(directory: Path) -> bool:
     return any(_read(path).get("kind") == MEMORY for path in directory.glob("failed-*.json"))
 
 
+def left_by_user(directory: Path) -> bool:
+    """Whether the attempt that ended just now met something that a user can mend."""
+    return any(_read(path).get("reason", "").startswith("UserError") for path in directory.glob("failed-*.json"))
+
+
 def was_stopped(directory: Path) -> bool:
     """Whether the attempt that ended just now ended as it should, with a checkpoint."""
     return (directory / STOPPED).is_file()

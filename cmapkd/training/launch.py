@@ -40,7 +40,9 @@ def run_ranks(ranks: int, arguments: list[str], checkpoints: Path, oom_retries: 
         code = _run([*command, *arguments], environment)
         if code == 0 or not left or not failures.left_by_memory(checkpoints):
             break
-    return EXIT if code and failures.was_stopped(checkpoints) else code
+    if code and failures.was_stopped(checkpoints):
+        return EXIT
+    return 2 if code and failures.left_by_user(checkpoints) else code  # as the command line ends with a user's error
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
@@ -57,7 +59,8 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
     before = {number: signal.signal(number, hand_on) for number in SIGNALS}
     try:
-        return process.wait()
+        code = process.wait()
+        return 128 - code if code < 0 else code  # killed by a signal: as a shell says it
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
