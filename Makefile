@@ -42,6 +42,10 @@ unit: setup ## unit tests
 pipeline: setup ## the real workflow on config/smoke.yaml
 	$(BIN)/python -m pytest tests/pipeline -q
 
+.PHONY: soak
+soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0")
+	$(BIN)/python -m tests.pipeline.soak $(SOAK)
+
 lint: setup ## formatting, static checks, generated documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
