@@ -87,6 +87,9 @@ def train(
 
     Stopped by SIGINT, SIGTERM, SIGUSR1 or the time limit, it ends with exit code 75, after a checkpoint.
     """
+    from cmapkd.training.stopping import EXIT, STARTED, Interrupted, start_of_job
+
+    os.environ[STARTED] = start_of_job()  # before torch is imported, which takes its time
     plan = _plan(experiment)
     if address not in plan.stages:
         raise UserError(
@@ -105,7 +108,6 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     from cmapkd.training.loop import train_stage
-    from cmapkd.training.stopping import EXIT, Interrupted
 
     stage, home, options = plan.stages[address], results / plan.experiment.name, plan.experiment.training
     try:

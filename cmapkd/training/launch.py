@@ -36,17 +36,18 @@ def run_ranks(ranks: int, arguments: list[str], checkpoints: Path, oom_retries: 
         "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", f"--shutdown-timeout={_PATIENCE}", "-m", "cmapkd",
     ]  # fmt: skip
     environment = {**os.environ, STARTED: start_of_job()}
+    (checkpoints / failures.STOPPED).unlink(missing_ok=True)  # of the attempt before
     for left in range(oom_retries, -1, -1):
-        code = _run([*command, *arguments], environment)
-        if code == 0 or not left or not failures.left_by_memory(checkpoints):
+        code, asked = _run([*command, *arguments], environment)
+        if code == 0 or asked or not left or not failures.left_by_memory(checkpoints):
             break
-    if code and failures.was_stopped(checkpoints):
+    if code and (asked or failures.was_stopped(checkpoints)):
         return EXIT
     return 2 if code and failures.left_by_user(checkpoints) else code  # as the command line ends with a user's error
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a command to its end, handing on the first signal."""
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run a command to its end, handing on the first signal: its exit code, and whether there was one."""
     asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
@@ -60,7 +61,7 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     before = {number: signal.signal(number, hand_on) for number in SIGNALS}
     try:
         code = process.wait()
-        return 128 - code if code < 0 else code  # killed by a signal: as a shell says it
+        return 128 - code if code < 0 else code, bool(asked)  # killed by a signal: as a shell says it
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

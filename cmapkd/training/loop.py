@@ -109,7 +109,8 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig, *, time_li
             stop=lambda: signals.stop,
         )
         try:
-            if distributed.together(lambda: _begin(lock, stage), "taking the lock of the stage")[0]:
+            done, lock.token = distributed.together(lambda: _begin(lock, stage), "taking the lock of the stage")[0]
+            if done:
                 return
             _train(stage, results, directory, options, device, lock, signals, budget, attempt, started)
         finally:
@@ -117,17 +118,17 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig, *, time_li
                 lock.__exit__()
 
 
-def _begin(lock: StageLock, stage: Stage) -> bool:
-    """Take the lock, on rank 0; True if who held it until now has finished the stage."""
+def _begin(lock: StageLock, stage: Stage) -> tuple[bool, str]:
+    """Take the lock, on rank 0: whether who held it until now has finished the stage, and the word in the lock."""
     if distributed.rank():
-        return False
+        return False, ""
     with writing(lock.path, "nothing was begun"):
         lock.__enter__()
     result = lock.path.with_name(RESULT)
     if lock.waited and result.is_file() and read_json(result).get("code") == code_of(stage.method):
         log.info("%s: finished meanwhile", stage.label)
-        return True
-    return False
+        return True, lock.token
+    return False, lock.token
 
 
 def _train(
@@ -206,7 +207,7 @@ def _end(run: _Run, prepared: Prepared, started: Start, summary: dict[str, Any],
 
 def _report(run: _Run, error: Exception) -> None:
     """Leave word of how this attempt ended, for the next one and for who started it."""
-    if isinstance(error, LostLock) or "LostLock" in str(error):
+    if isinstance(error, LostLock) or not run.lock.mine():
         return  # the directory is another's now
     step = run.last_saved()
     if isinstance(error, Interrupted):

@@ -76,6 +76,7 @@ def test_before_the_time_limit_it_stops_with_a_checkpoint_and_goes_on_bit_for_bi
 ) -> None:
     with monkeypatch.context() as patch:
         clock = [time.time()]
+        patch.delenv(stopping.STARTED, raising=False)
         patch.setattr(stopping.time, "time", lambda: clock[0])
         at_step(2, lambda: clock.__setitem__(0, clock[0] + 9.5 * 60), patch)
         with pytest.raises(Interrupted, match=r"stopped after step 3 of 6 \(the time limit is near\); the same command"):
