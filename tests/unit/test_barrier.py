@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from ranks import run_ranks
 
 from cmapkd.errors import UserError
 from cmapkd.training import distributed
 
 
-def _worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_SIZE="2")
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+def on_two_ranks(folder: Path) -> dict[str, Any]:
+    rank = distributed.rank()
     found: dict[str, Any] = {"shared": distributed.share(rank * 10), "together": distributed.together(lambda: rank, "a test")}
     distributed.barrier("the first", 1)
 
@@ -42,15 +37,12 @@ def _worker(rank: int, folder: Path) -> None:
     except UserError as error:
         found["hang"] = (str(error), time.monotonic() - began)
         (folder / "done").touch()
-    torch.save(found, folder / f"rank-{rank}.pt")
-    os._exit(0)  # the group is broken: nothing of it can be closed
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_worker, args=(folder,), nprocs=2)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_ranks(on_two_ranks, 2, tmp_path_factory.mktemp("ranks"))
 
 
 def test_a_rank_that_hangs_is_named_with_its_host_in_time(ranks: list[dict[str, Any]]) -> None:
