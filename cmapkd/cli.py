@@ -82,11 +82,17 @@ def train(
     results: Results = RESULTS,
     threads: Annotated[int, typer.Option(help="CPU threads on each node, shared by its ranks; 0: all")] = 0,
     ranks: Annotated[int, typer.Option(help="data-parallel processes; 0: as the experiment says")] = 0,
+    time_limit: Annotated[float, typer.Option(help="minutes of the job; it stops in time, with a checkpoint; 0: none")] = 0,
+    attempt: Annotated[int, typer.Option(help="number of this start in the workflow; 1 forgets earlier failures")] = 0,
 ) -> None:
     """Train stages, by their addresses in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint.
 
-    Several are trained one after the other in one process, which saves starting it anew for each.
+    Several are trained one after the other in one process, which saves starting it anew for each. Stopped by SIGINT, SIGTERM,
+    SIGUSR1 or the time limit, it ends with exit code 75, after a checkpoint.
     """
+    from cmapkd.training.stopping import EXIT, STARTED, Interrupted, start_of_job
+
+    os.environ[STARTED] = start_of_job()  # before torch is imported, which takes its time
     plan = _plan(experiment)
     for address in stages:
         if address not in plan.stages:
@@ -95,9 +101,18 @@ def train(
     trained = any(plan.stages[address].settings["kind"] != "pretrained" for address in stages)
     ranks = (ranks or plan.experiment.training.ranks) if trained else 1
     if ranks > 1 and "RANK" not in os.environ:
+        from cmapkd.cluster import layout
         from cmapkd.launch import launch
+        from cmapkd.training.launch import run_ranks
 
-        launch(ranks, threads, sys.argv[1:])
+        if layout(ranks, int(os.environ.get("CMAPKD_RANKS_PER_NODE") or 0)).nodes > 1:
+            launch(ranks, threads, sys.argv[1:])
+        for address in stages:
+            alone = [word for word in sys.argv[1:] if word == address or word not in stages]
+            saved = results / plan.experiment.name / "stages" / address / "checkpoints"
+            if code := run_ranks(ranks, alone, saved, plan.experiment.training.oom_retries):
+                raise SystemExit(code)
+        return
     if threads:
         threads = max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -105,14 +120,15 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    from cmapkd.training.loop import Interrupted, train_stage
+    from cmapkd.training.loop import train_stage
 
+    home, options = results / plan.experiment.name, plan.experiment.training
     try:
         for address in stages:
-            train_stage(plan.stages[address], results / plan.experiment.name, plan.experiment.training)
+            train_stage(plan.stages[address], home, options, time_limit=time_limit, attempt=attempt)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
-        raise SystemExit(143) from None  # 128 + SIGTERM: an unfinished job, not a failed one
+        raise SystemExit(EXIT) from None  # an unfinished job, not a failed one
 
 
 @app.command("collect")
@@ -341,7 +357,7 @@ def tune(
 
     if threads:
         torch.set_num_threads(threads)
-    from cmapkd.training.loop import Interrupted
+    from cmapkd.training.stopping import EXIT, Interrupted
     from cmapkd.tuning.run import tune_runs
     from cmapkd.tuning.trial import tuned_runs
 
@@ -354,7 +370,7 @@ def tune(
         tune_runs(loaded, names, results, target, restart=restart)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
-        raise SystemExit(143) from None
+        raise SystemExit(EXIT) from None
     typer.echo(str(target))
 
 

@@ -23,6 +23,11 @@ NEUTRAL = (
     "cmapkd.cli",
     "cmapkd.fingerprint",
     "cmapkd.training.logs",
+    "cmapkd.training.locks",
+    "cmapkd.training.failures",
+    "cmapkd.training.stopping",
+    "cmapkd.training.storage",
+    "cmapkd.training.launch",
 )
 
 

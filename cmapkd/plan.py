@@ -126,10 +126,16 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
         raise UserError(
             key=f"config/deepspeed/{name}.json: zero_optimization.stage",
             value=stage,
-            reason="is not supported: ZeRO 3 takes apart parameters that a model's taps read outside of its forward",
+            reason="is not supported: ZeRO 3 gives parameters back only to the module that owns them, while it is called, and "
+            "CLIP's projections and a model's taps use them outside of that (the backward pass then finds empty weights)",
             fix="use 0, 1 or 2; a student of this size and its optimiser fit on one GPU",
         )
     return content
+
+
+def uncut(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed settings without what only says how the global batch and the optimiser's states are cut into pieces."""
+    return {**deepspeed, "zero_optimization": {"stage": 0}, "gradient_accumulation_steps": 1}
 
 
 def make_plan(experiment: ExperimentConfig) -> Plan:
@@ -147,13 +153,15 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
             fix=f"use a multiple of {cut}, fewer ranks, or another file of config/deepspeed",
         )
     _check_tokenizers(experiment)
-    # Ranks, workers, logging and checkpoints do not change what is computed; they stay out of the address. Retries do when
-    # one happens, and `stage.json` then tells: with an address of its own, every training would be lost to a precaution.
+    # Ranks, workers, logging and checkpoints do not change what is computed; they stay out of the address, and so does how the
+    # batch is cut (`uncut`). Retries do when one happens, and `stage.json` then tells: with an address of its own, every
+    # training would be lost to a precaution.
     operational = {"ranks", "workers", "cache_bytes", "log_every", "checkpoint_minutes", "bad_samples", "nan_retries"}
+    operational |= {"oom_retries", "stop_margin_minutes", "lock_wait_minutes", "lock_stale_minutes", "barrier_minutes"}
     shared = experiment.training.model_dump(mode="json", exclude={"deepspeed", *operational})
     common = {
         "training": shared,
-        "deepspeed": deepspeed,
+        "deepspeed": uncut(deepspeed),
         "distillation": {
             reference: experiment.datasets[reference.partition("/")[0]].model_dump(mode="json")
             for reference in experiment.distillation

@@ -129,9 +129,32 @@ class TrainingConfig(Config):
         description="how often a training whose loss or gradient is not finite goes back to the checkpoint before and on at "
         "half the learning rates (told in its `stage.json`); 0 stops it at once",
     )
+    oom_retries: int = Field(
+        3,
+        ge=0,
+        unit="retries",
+        description="how often a training that runs out of memory goes on from the last checkpoint with half the micro-batch "
+        "and twice the accumulation, the global batch unchanged (told in its `stage.json`); 0 stops it at once",
+    )
     log_every: int = Field(10, ge=1, unit="steps", description="steps between two lines of the log")
     checkpoint_minutes: float = Field(
         15.0, gt=0, unit="minutes", description="wall-clock time between two checkpoints of a training"
+    )
+    stop_margin_minutes: float = Field(
+        2.0,
+        ge=0,
+        unit="minutes",
+        description="of a job with a time limit (`cmapkd train --time-limit`), what is left free at its end, beside three "
+        "times the longest checkpoint",
+    )
+    lock_wait_minutes: float = Field(
+        10.0, ge=0, unit="minutes", description="how long a training waits for another process that trains the same stage"
+    )
+    lock_stale_minutes: float = Field(
+        5.0, gt=0, unit="minutes", description="after how long without a heart beat such a process counts as dead"
+    )
+    barrier_minutes: float = Field(
+        30.0, gt=0, unit="minutes", description="how long ranks wait for one that is missing, at the start and at checkpoints"
     )
 
 

@@ -1,14 +1,16 @@
 """Checkpoints of a running stage, and the newest complete one to resume from.
 
-DeepSpeed saves no random state, writes `latest` before its closing barrier, and may be killed in the middle. So a
-checkpoint is written under a temporary name, each rank's own state (random generators, bad samples) beside it, and
-renamed after a barrier; what has its final name is complete. The last two are kept.
+A checkpoint is a directory with one file of each rank (`state.py`: what it holds does not depend on ranks, ZeRO stage or
+micro-batch) and ``checkpoint.json``. It is written under a temporary name, every file flushed to the disk, and renamed after
+all ranks have finished; what has its final name is complete. The last two are kept.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +18,94 @@ import torch
 import torch.distributed as dist
 
 from cmapkd.files import read_json, sha256_of, write_json
-from cmapkd.training import distributed
+from cmapkd.training import distributed, state
 from cmapkd.training.engine import Engine
+from cmapkd.training.stages import derive_seed
+from cmapkd.training.storage import flush_directory, flush_file, writing
 
 log = logging.getLogger(__name__)
 _KEEP = 2
+_FILE = "rank-{:05d}.safetensors"
 
 
-def save(engine: Engine, directory: Path, step: int, origin: str) -> None:
-    """Write the checkpoint of ``step`` finished steps.
+def save(
+    engine: Engine, directory: Path, step: int, origin: str, guard: Callable[[], None] | None = None, owner: str = ""
+) -> float:
+    """Write the checkpoint of ``step`` finished steps; returns the seconds it took.
 
     Args:
         origin: digest of code and settings; a checkpoint of another origin is not resumed from.
+        guard: called on rank 0 before anything gets its final name; raises if this process may not write any more.
+        owner: a word that no other process has, so that two never write under one temporary name.
+
+    Raises:
+        UserError: a disk that is full or read-only, or a rank that did not come. The checkpoints before are whole.
     """
+    began = time.monotonic()
     final = directory / f"step-{step:08d}"
-    partial = directory / f".partial-{final.name}"
-    if distributed.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    engine.engine.save_checkpoint(str(partial), tag="engine", save_latest=False)
-    torch.save(
-        {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None},
-        partial / f"rank-{distributed.rank()}.pt",
-    )
-    dist.barrier()
-    if distributed.rank() == 0:
-        files = {str(file.relative_to(partial)): sha256_of(file) for file in sorted(partial.rglob("*")) if file.is_file()}
-        about = {"step": step, "origin": origin, "ranks": distributed.world_size(), "files": files}
-        write_json(partial / "checkpoint.json", about)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        # What is ahead was refused by `resume` (other code, damaged): left there, it would push out the new ones.
-        ahead = [path for path in complete(directory) if path.name > final.name]
-        for old in (*ahead, *[path for path in complete(directory) if path not in ahead][:-_KEEP]):
-            shutil.rmtree(old)
-    dist.barrier()
+    # Rank 0 holds the lock, so its word makes the name of all.
+    partial = directory / distributed.share(f".partial-{owner}{final.name}")[0]
+    kept = _kept(directory)
+
+    def begin() -> None:
+        if distributed.rank() == 0:
+            with writing(partial, kept):
+                if guard is not None:
+                    guard()
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+
+    def own() -> tuple[str, str]:
+        path = partial / _FILE.format(distributed.rank())
+        with writing(path, kept, state.size(engine)):
+            state.write(engine, path)
+            flush_file(path)
+        return path.name, sha256_of(path)
+
+    def end() -> None:
+        if distributed.rank() == 0:
+            with writing(final, kept):
+                write_json(partial / "checkpoint.json", about)
+                flush_directory(partial)
+                if guard is not None:
+                    guard()
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+                flush_directory(directory)
+            _remove_old(directory, final)
+
+    distributed.barrier("a checkpoint", engine.barrier_minutes)
+    try:
+        distributed.together(begin, "making a checkpoint")
+        files = dict(distributed.together(own, "writing a checkpoint"))
+        about = {
+            "step": step,
+            "origin": origin,
+            "ranks": distributed.world_size(),
+            "zero": engine.zero_stage,
+            "accumulation": engine.accumulation,
+            "files": files,
+            "numbers": state.counters(engine),
+        }
+        distributed.together(end, "completing a checkpoint")
+    except BaseException:
+        if distributed.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return time.monotonic() - began
+
+
+def _remove_old(directory: Path, newest: Path) -> None:
+    # What is ahead was refused by `resume` (other code, damaged): left there, it would push out the new ones.
+    ahead = [path for path in complete(directory) if path.name > newest.name]
+    old = [path for path in complete(directory) if path not in ahead][:-_KEEP]
+    for path in (*ahead, *old, *(left for left in directory.glob(".partial-*"))):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _kept(directory: Path) -> str:
+    found = complete(directory)
+    return f"the checkpoint {found[-1].name} is whole" if found else "there is no checkpoint yet"
 
 
 def complete(directory: Path) -> list[Path]:
@@ -59,20 +113,40 @@ def complete(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("step-*") if (path / "checkpoint.json").is_file())
 
 
-def resume(engine: Engine, directory: Path, origin: str) -> int:
-    """Load the newest whole checkpoint of this origin and return its number of finished steps; 0 without one."""
+def resume(engine: Engine, directory: Path, origin: str, seed: int = 0) -> int:
+    """Load the newest whole checkpoint of this origin and return its number of finished steps; 0 without one.
+
+    Args:
+        seed: of the random state, for a checkpoint of another number of ranks: its ranks' states are not those of these.
+    """
     # One rank chooses: with a file system that is slow to show files, ranks could come to different ends.
     chosen = [_choose(directory, origin) if distributed.rank() == 0 else None]
     dist.broadcast_object_list(chosen, src=0)
     path = chosen[0]
     if path is None:
         return 0
-    engine.engine.load_checkpoint(str(path), tag="engine")
-    state = torch.load(path / f"rank-{distributed.rank()}.pt", weights_only=True)
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"])
-    return int(read_json(path / "checkpoint.json")["step"])
+    about = read_json(path / "checkpoint.json")
+    step, ranks = int(about["step"]), int(about["ranks"])
+    same = ranks == distributed.world_size()
+    state.read(engine, [path / _FILE.format(number) for number in range(ranks)], about["numbers"], same)
+    if not same:
+        torch.manual_seed(derive_seed(seed, "resumed", step, distributed.rank()))
+    if distributed.rank() == 0:
+        _tell(path, about, engine)
+    return step
+
+
+def _tell(path: Path, about: dict[str, Any], engine: Engine) -> None:
+    """Say so where a training goes on in another way than it began."""
+    now = {"ranks": distributed.world_size(), "zero": engine.zero_stage, "accumulation": engine.accumulation}
+    words = {"ranks": "ranks", "zero": "ZeRO stage", "accumulation": "micro-batches a step"}
+    changed = [f"{words[key]} {about[key]} -> {value}" for key, value in now.items() if about[key] != value]
+    if changed:
+        more = "; random draws start anew, and" if about["ranks"] != now["ranks"] else ":"
+        log.warning(
+            "%s was written for another cut of the batch (%s)%s the result is the same to rounding only",
+            path, ", ".join(changed), more,
+        )  # fmt: skip
 
 
 def _choose(directory: Path, origin: str) -> Path | None:
@@ -84,8 +158,6 @@ def _choose(directory: Path, origin: str) -> Path | None:
             about = {}
         if about.get("origin", origin) != origin:
             log.warning("%s comes from other code or settings: not resumed from", path)
-        elif about.get("ranks", distributed.world_size()) != distributed.world_size():
-            log.warning("%s was written by %d ranks, not %d: not resumed from", path, about["ranks"], distributed.world_size())
         elif damaged := _damaged(path, about.get("files")):
             log.warning("%s is damaged (%s): trying the one before", path, damaged)
         else:
@@ -107,7 +179,7 @@ def drop_from(directory: Path, step: int) -> None:
         for path in complete(directory):
             if path.name >= f"step-{step:08d}":
                 shutil.rmtree(path)
-    dist.barrier()
+    distributed.barrier("going back to an earlier checkpoint")
 
 
 def clear(directory: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from cmapkd.config.methods import StageConfig
 from cmapkd.objectives.base import Terms
 from cmapkd.training import distributed
+from cmapkd.training.launch import die_with_parent
 from cmapkd.training.stages import Distillation, Teacher
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -32,6 +33,8 @@ def start_process_group(minutes: float = 30) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
     if dist.is_initialized():
         return device
     backend = "nccl" if cuda else "gloo"
@@ -83,6 +86,8 @@ class Engine:
         training: the shared training options of the experiment, as in a stage's settings.
         deepspeed_config: content of the file in ``config/deepspeed``.
         steps: optimiser steps of the whole stage.
+        accumulation: micro-batches of a step on each rank; None: as ``deepspeed_config`` says.
+        barrier_minutes: to wait for a missing rank.
     """
 
     def __init__(
@@ -94,13 +99,18 @@ class Engine:
         deepspeed_config: Mapping[str, Any],
         steps: int,
         device: torch.device,
+        accumulation: int | None = None,
+        barrier_minutes: float = distributed.BARRIER_MINUTES,
     ) -> None:
         deepspeed = _import_deepspeed()
         self.stage, self.training, self.steps, self.device = stage, training, steps, device
-        self.accumulation = int(deepspeed_config.get("gradient_accumulation_steps", 1))
+        self.accumulation = accumulation or int(deepspeed_config.get("gradient_accumulation_steps", 1))
+        self.zero_stage = int(deepspeed_config.get("zero_optimization", {}).get("stage", 0))
+        self.barrier_minutes = barrier_minutes
         world = distributed.world_size()
         config = {
             **deepspeed_config,
+            "gradient_accumulation_steps": self.accumulation,
             "train_batch_size": training["global_batch"],
             "train_micro_batch_size_per_gpu": training["global_batch"] // (world * self.accumulation),
             "zero_allow_untested_optimizer": True,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cmapkd.files import write_atomic
 from cmapkd.objectives.base import Terms
 from cmapkd.training import distributed
 
@@ -46,8 +49,8 @@ class TrainingLog:
 
         path = directory / "log.jsonl"
         kept = [line for line in _lines(path) if line["step"] < start]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        # A new file: who lost the lock of this stage, and does not know it yet, goes on writing into the old one.
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start)
         if sys.stderr.isatty():
@@ -98,6 +101,21 @@ class TrainingLog:
             log.info(
                 "%s: %d/%d (%d %%) %.0f samples/s, %s left | %s", self.label, done, self.steps, share, rate, _clock(left), terms
             )
+
+    def sync(self) -> None:
+        """Wait until the log is on the disk: a checkpoint without the lines of its steps would leave a gap."""
+        if self.writes:
+            os.fsync(self._file.fileno())
+
+    def abandon(self) -> None:
+        """Close the files without another word, and without the other ranks; does nothing after ``close``."""
+        self._pending.clear()
+        if self.writes and not self._file.closed:
+            if self._bar is not None:
+                self._bar.close()
+            for close in (self._file.close, self._board.close):
+                with contextlib.suppress(OSError):
+                    close()
 
     def close(self, finished: bool) -> dict[str, Any]:
         """Close the files; the summary of what this process did. ``finished`` says so to people too."""

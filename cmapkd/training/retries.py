@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 FILE = "nan-retries.json"
 
 
-class NotFinite(Exception):  # noqa: N818 - a state of the training, an error only where no retry is left
+class NotFinite(FloatingPointError):  # noqa: N818 - a state of the training, an error only where no retry is left
     """Step ``step`` gave no finite loss or gradient, on all ranks alike; nothing of it was saved."""
 
     def __init__(self, step: int, reason: str, samples: str) -> None:
@@ -87,7 +87,7 @@ class Retries:
                 "%s: step %d: %s; retry %d of %d goes on from step %d at %g times the learning rates",
                 self.label, failed, reason, len(self.taken), self.limit, step, record["lr_factor"],
             )  # fmt: skip
-        dist.barrier()
+        distributed.barrier("a retry")
         return True
 
 

@@ -1,0 +1,73 @@
+"""Several ranks on this machine: `torchrun` as a child, and what its end means.
+
+torchrun ends with 1 whatever a rank ended with, so the ranks leave word beside their checkpoints: stopped with a checkpoint
+(exit code 75), out of memory (started again at once, with half the micro-batch), or failed. Signals are handed on to torchrun,
+and by it to the ranks: it does so by itself with SIGTERM and SIGINT, with SIGUSR1 only when told to (`--signals-to-handle`;
+otherwise it would die of it, and its ranks with it). It is given long enough for a checkpoint before it kills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from cmapkd.training import failures
+from cmapkd.training.stopping import EXIT, SIGNALS, STARTED, start_of_job
+
+_PATIENCE = 600  # seconds for a checkpoint after a signal, before torchrun kills; a batch system may be less patient
+_PR_SET_PDEATHSIG = 1
+
+
+def run_ranks(ranks: int, arguments: list[str], checkpoints: Path, oom_retries: int) -> int:
+    """Run ``cmapkd ARGUMENTS`` on ``ranks`` processes; returns the exit code that one process would have.
+
+    Args:
+        checkpoints: directory of the stage's checkpoints.
+        oom_retries: how often it is started again at once after running out of memory.
+    """
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", f"--shutdown-timeout={_PATIENCE}", "-m", "cmapkd",
+    ]  # fmt: skip
+    environment = {**os.environ, STARTED: start_of_job()}
+    (checkpoints / failures.STOPPED).unlink(missing_ok=True)  # of the attempt before
+    for left in range(oom_retries, -1, -1):
+        code, asked = _run([*command, *arguments], environment)
+        if code == 0 or asked or not left or not failures.left_by_memory(checkpoints):
+            break
+    if code and (asked or failures.was_stopped(checkpoints)):
+        return EXIT
+    return 2 if code and failures.left_by_user(checkpoints) else code  # as the command line ends with a user's error
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run a command to its end, handing on the first signal: its exit code, and whether there was one."""
+    asked: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if not asked:  # a second one would end torchrun's waiting for the ranks
+            asked.append(number)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    # A session of its own: what a terminal sends to all its processes would reach torchrun twice.
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    try:
+        code = process.wait()
+        return 128 - code if code < 0 else code, bool(asked)  # killed by a signal: as a shell says it
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def die_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies: ranks without torchrun stop with a checkpoint."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,80 @@
+"""What a stage leaves: its model, its objective's modules, and ``stage.json``, which is written last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cmapkd.data.shards import read_manifest
+from cmapkd.files import digest, sha256_of, write_json
+from cmapkd.fingerprint import fingerprint
+from cmapkd.models import towers
+from cmapkd.plan import Stage
+from cmapkd.provenance import Start, collect
+from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Prepared, save_objective
+
+
+def code_of(method: str) -> str:
+    """Fingerprint of the code that a stage of ``method`` runs."""
+    modules = ["cmapkd.training.loop"]
+    if method != "pretrained":
+        modules.append(f"cmapkd.objectives.{method}")
+    return fingerprint(*modules)
+
+
+def finish(
+    stage: Stage,
+    prepared: Prepared,
+    results: Path,
+    directory: Path,
+    started: Start,
+    summary: dict[str, Any],
+    bad: dict[str, Any],
+) -> None:
+    settings = stage.settings
+    files = {}
+    if not prepared.module.objective.teacher_side:
+        towers.save(prepared.module.model.model, settings["model"]["name"], directory / MODEL)
+        files[f"{MODEL}/{towers.WEIGHTS}"] = sha256_of(directory / MODEL / towers.WEIGHTS)
+    save_objective(prepared.module.objective, directory / OBJECTIVE)
+    files[OBJECTIVE] = sha256_of(directory / OBJECTIVE)
+    write_json(
+        directory / RESULT,
+        {
+            "address": stage.address,
+            "label": stage.label,
+            "settings": settings,
+            "parents": list(stage.parents),
+            "code": code_of(stage.method),
+            "files": files,
+            "summary": summary,
+            "bad_samples": bad,
+            "provenance": collect(started, config_digest=digest(settings), data_digests=data_digests(stage, results)),
+        },
+    )
+
+
+def import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
+    """A pretrained model as a stage of its own, so that everything after it need not know where weights came from."""
+    settings = stage.settings
+    model = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key="teacher.pretrained")
+    towers.save(model, settings["model"]["name"], directory / MODEL)
+    from safetensors.torch import save_file
+
+    save_file({}, directory / OBJECTIVE)
+    files = {name: sha256_of(directory / name) for name in (f"{MODEL}/{towers.WEIGHTS}", OBJECTIVE)}
+    content = {
+        "address": stage.address,
+        "label": stage.label,
+        "settings": settings,
+        "parents": [],
+        "code": code_of("pretrained"),
+    }
+    write_json(
+        directory / RESULT,
+        {**content, "files": files, "summary": {"steps": 0}, "provenance": collect(started, config_digest=digest(settings))},
+    )
+
+
+def data_digests(stage: Stage, results: Path) -> dict[str, str]:
+    return {name: read_manifest(results / "data" / name)["digest"] for name in stage.datasets}
