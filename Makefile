@@ -46,7 +46,7 @@ tune: setup ## search the settings of the runs of CONFIG on its validation split
 test: setup lint unit workflow-tests ## everything that CI checks
 
 unit: setup ## unit tests
-	$(BIN)/python -m pytest tests/unit -q -m "not network"
+	$(BIN)/python -m pytest tests/unit -q -m "not network" -n 2 --dist loadfile
 
 pipeline: setup browser ## the real workflow on config/smoke.yaml
 	$(BIN)/python -m pytest tests/pipeline -q

@@ -138,18 +138,18 @@ def test_clip_kd_is_by_default_the_papers_final_method() -> None:
 @pytest.mark.parametrize(
     ("options", "modules"),
     [
-        ({}, {"project", "cross_scale"}),
-        ({"icl_weight": 0.0}, {"project"}),
-        ({"icl_weight": 0.0, "fd_weight": 0.0}, set()),
-        ({"icl_weight": 0.0, "fd_weight": 0.0, "gd_weight": 1e8}, {"project"}),
-        ({"icl_weight": 0.0, "fd_weight": 0.0, "afd_weight": 1.0}, {"fuse", "fusion_scale"}),
+        ({}, ["cross_scale", "project"]),
+        ({"icl_weight": 0.0}, ["project"]),
+        ({"icl_weight": 0.0, "fd_weight": 0.0}, []),
+        ({"icl_weight": 0.0, "fd_weight": 0.0, "gd_weight": 1e8}, ["project"]),
+        ({"icl_weight": 0.0, "fd_weight": 0.0, "afd_weight": 1.0}, ["fuse", "fusion_scale"]),
     ],
     ids=str,
 )
-def test_a_weight_of_zero_leaves_a_term_and_its_modules_out(options: dict[str, float], modules: set[str]) -> None:
+def test_a_weight_of_zero_leaves_a_term_and_its_modules_out(options: dict[str, float], modules: list[str]) -> None:
     """A module without a gradient would still decay."""
     module, teacher = tiny.setup("clip_kd", tiny.stage(), **options)
-    assert module_names(module) == modules
+    assert sorted(module_names(module)) == modules
     terms = module(*batch(), tiny.teach(teacher, *batch()))
     assert set(terms.parts) == {"task", "crd"} | {name for name in ("icl", "fd", "gd", "afd") if module.objective.weights[name]}
     terms.total.backward()
