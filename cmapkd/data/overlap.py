@@ -1,13 +1,14 @@
 """Pictures that a distillation split and an evaluation split share, found by id and by perceptual hash.
 
-**By id.** COCO, VQAv2 and half of Visual Genome are the same photographs, and their ids say so (``coco:391895``); Flickr30K, COCO
-and Visual Genome name photographs on Flickr. This is exact. **By hash.** Two 64-bit hashes of each picture (``ImageHash``): the
-perceptual hash (Zauner 2010, the signs of low frequencies) finds candidates within ``overlap_distance`` bits, and the difference
-hash (Krawetz 2013) has to agree within twice as many. A picture without contrast has no hash: any two of them would match.
+**By id.** COCO, VQAv2 and half of Visual Genome are the same photographs, and their ids say so (``coco:391895``); Flickr30K,
+COCO and Visual Genome name photographs on Flickr. This is exact. **By hash.** Two 64-bit hashes of each picture
+(``ImageHash``): the perceptual hash (Zauner 2010, the signs of low frequencies) finds candidates within ``overlap_distance``
+bits, and the difference hash (Krawetz 2013) has to agree within twice as many. A picture without contrast has no hash: any two
+of them would match.
 
-**Search.** Two numbers of 64 bits that differ in at most d bits agree wholly in one of d + 1 parts of theirs (pigeonhole; Norouzi
-et al., "Fast search in Hamming space with multi-index hashing", CVPR 2012). So each part is joined by sorting, in blocks, and only
-pairs that agree in one are compared: some millions in place of 118 K x 30 K.
+**Search.** Two numbers of 64 bits that differ in at most d bits agree wholly in one of d + 1 parts of theirs (pigeonhole;
+Norouzi et al., "Fast search in Hamming space with multi-index hashing", CVPR 2012). So each part is joined by sorting, in
+blocks, and only pairs that agree in one are compared: some millions in place of 118 K x 30 K.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.config.sources import PublicConfig
 from cmapkd.data.sample import Sample
@@ -151,32 +153,6 @@ def shared(train: Fingerprints, test: Fingerprints, distance: int) -> list[dict[
     ]
 
 
-def checked_splits(experiment: ExperimentConfig) -> tuple[list[str], list[str]]:
-    """Splits that are distilled on and splits that are evaluated on, of data sets whose pictures come from elsewhere.
-
-    The pictures that the head for visual questions learns from (``evaluation.vqa.train``) are neither.
-    """
-    evaluation = experiment.evaluation
-    tests = [*evaluation.retrieval, *evaluation.validation, *evaluation.zeroshot]
-    tests += evaluation.vqa.test if evaluation.vqa is not None else []
-
-    def public(references: Iterable[str]) -> list[str]:
-        named = dict.fromkeys(references)
-        return [ref for ref in named if isinstance(experiment.datasets[ref.partition("/")[0]], PublicConfig)]
-
-    found = public(experiment.distillation), public(tests)
-    return found if all(found) else ([], [])
-
-
-def overlap_settings(experiment: ExperimentConfig) -> dict[str, Any]:
-    """What the overlap depends on, for digests: the splits and their data sets' options without where they lie."""
-    trains, tests = checked_splits(experiment)
-    used = dict.fromkeys(ref.partition("/")[0] for ref in (*trains, *tests))
-    configs = {name: experiment.datasets[name] for name in used}
-    shown = {name: config.model_dump(mode="json", exclude=set(config.operational)) for name, config in configs.items()}
-    return {"distillation": trains, "evaluation": tests, "datasets": shown}
-
-
 def find_overlap(experiment: ExperimentConfig, cache: Path) -> dict[str, Any]:
     """Compare every distillation split with every evaluation split; JSON-able.
 
@@ -192,7 +168,9 @@ def find_overlap(experiment: ExperimentConfig, cache: Path) -> dict[str, Any]:
         assert isinstance(config, PublicConfig)
         for test in tests:
             if train == test:
-                pairs += [_itself(train, key) for key in read[train].keys]
+                # To leave out all of it cannot be meant.
+                then = "refuse" if config.overlap == "remove" else config.overlap
+                pairs += [_itself(train, key, then) for key in read[train].keys]
                 continue
             pairs += [{**pair, "then": config.overlap} for pair in shared(read[train], read[test], config.overlap_distance)]
     removed: dict[str, list[str]] = {}
@@ -211,8 +189,8 @@ def find_overlap(experiment: ExperimentConfig, cache: Path) -> dict[str, Any]:
     }
 
 
-def _itself(split: str, key: str) -> dict[str, Any]:
-    return {"train": f"{split}:{key}", "test": f"{split}:{key}", "by": "id", "then": "refuse"}
+def _itself(split: str, key: str, then: str) -> dict[str, Any]:
+    return {"train": f"{split}:{key}", "test": f"{split}:{key}", "by": "id", "then": then}
 
 
 def _counts(pairs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -253,17 +231,14 @@ def removed_keys(experiment: ExperimentConfig, dataset: str, path: Path) -> Mapp
     """
     fix = "run `cmapkd data overlap` first"
     if not path.is_file():
-        raise UserError(key="overlap", value=str(path), reason="this data set is distilled on and was not compared yet", fix=fix)
+        raise UserError(
+            key="overlap", value=str(path), reason="this data set is distilled on and was not compared yet", fix=fix
+        )
     report = read_json(path)
     if report.get("settings") != digest(overlap_settings(experiment)):
         raise UserError(key="overlap", value=str(path), reason="was made for other data sets or options", fix=fix)
     found = ((name.partition("/"), keys) for name, keys in report["removed"].items())
     return {split: frozenset(keys) for (name, _, split), keys in found if name == dataset}
-
-
-def needs_overlap(experiment: ExperimentConfig, dataset: str) -> bool:
-    """Whether the shards of ``dataset`` depend on what evaluation splits hold."""
-    return any(ref.partition("/")[0] == dataset for ref in checked_splits(experiment)[0])
 
 
 def source_without_overlap(experiment: ExperimentConfig, dataset: str, cache: Path, home: Path) -> Any:

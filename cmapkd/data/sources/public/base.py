@@ -20,7 +20,7 @@ from cmapkd.config.sources import PublicConfig
 from cmapkd.data.sample import Question, Sample
 from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public.annotations import clean
-from cmapkd.data.sources.public.download import PublicFile, fetch_files
+from cmapkd.data.sources.public.download import PublicFile, describe, fetch_files
 from cmapkd.data.sources.public.pictures import examine
 from cmapkd.data.sources.public.stores import Store
 from cmapkd.errors import UserError, nearest
@@ -262,3 +262,12 @@ def unique(entries: Iterable[Entry], report: Report, error: Any) -> list[Entry]:
         report.counts["duplicated_ids"] = report.counts.get("duplicated_ids", 0) + 1
         first.captions += [caption for caption in entry.captions if caption not in first.captions]
     return list(known.values())
+
+
+def tell_files(source: Any) -> str:
+    """What a source is made from, for people: each file with its size, whether it is here, and where it comes from."""
+    if not isinstance(source, PublicSource):
+        return "\n".join(f"{record['name']} {record['version']} ({record['licence']})" for record in source.provenance())
+    lines = [f"{source.name}: {source.licence}; {source.attribution}", f"folder: {source.root}"]
+    lines += [f"{here:8}{size:>14}  {name}  {origin}" for name, size, here, origin in describe(source.files(), source.root)]
+    return "\n".join(lines)
