@@ -43,14 +43,15 @@ def data_fetch(
 ) -> None:
     """Fetch and verify what a data set is made from; the list of files lies beside the data set."""
     from cmapkd.data.sources import build_source
+    from cmapkd.data.sources.public.base import PublicSource, tell_files
     from cmapkd.files import write_json
 
     source = build_source(_dataset(experiment, dataset), cache())
     if show:
-        from cmapkd.data.sources.public.base import tell_files
-
         typer.echo(tell_files(source))
         return
+    if isinstance(source, PublicSource):
+        source.may_download = True
     files = source.fetch()
     out = _home(experiment, results) / "data" / f"{dataset}.fetched.json"
     write_json(out, [{"name": f.name, "version": f.version, "sha256": f.sha256} for f in files])

@@ -135,6 +135,10 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     fix = "delete it with its _stats.json and run img2dataset again: it fetches that shard anew"
     stem, members = "", dict[str, bytes]()
     try:
+        with path.open("rb") as file:  # tarfile takes a tar that breaks off between two blocks for a whole one
+            file.seek(max(0, file.seek(0, 2) - 1024))
+            if file.read() != bytes(1024):
+                raise tarfile.ReadError("it lacks the end mark")
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if not member.isreg():

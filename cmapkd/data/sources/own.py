@@ -2,7 +2,8 @@
 
 Folder: every picture below ``<root>/<split>/`` (or below ``<root>``, then all of it is ``train``) with a ``.txt`` of the same
 name, a caption a line. Table: CSV, TSV or parquet with a column of pictures (paths below ``root``; in parquet also their
-bytes), and columns of captions, splits, classes, questions and answers as far as there are any; rows about one picture are joined.
+bytes), and columns of captions, splits, classes, questions and answers as far as there are any; rows about one picture are
+joined.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public import coco
 from cmapkd.data.sources.public.annotations import Annotations, clean
 from cmapkd.data.sources.public.base import Entry, PublicSource, Report, expand
-from cmapkd.data.sources.public.download import PublicFile, fetch_files
+from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.stores import Store, find_store
 from cmapkd.files import sha256_of
 
@@ -48,7 +48,10 @@ class Vqav2(PublicSource):
     def fetch(self) -> list[FetchedFile]:
         """Questions and answers to ``root``, pictures to ``images``."""
         pictures = [coco.pictures(f"{split}2014") for split in self.splits()]
-        return fetch_files(self._texts(), self.root, source=self.name) + fetch_files(pictures, self.images, source=self.name)
+        if self.config.images is None:
+            return self._fetch(self.files(), self.root, self.config.root)
+        texts = self._fetch(self._texts(), self.root, self.config.root)
+        return texts + self._fetch(pictures, self.images, self.config.images)
 
     def files(self) -> list[PublicFile]:
         """Questions, answers and pictures of the configured splits."""

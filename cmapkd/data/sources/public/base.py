@@ -95,6 +95,7 @@ class PublicSource(ABC):
         self.root = expand(config.root) if config.root is not None else Path(cache) / self.name
         self.reports: dict[str, Report] = {}
         self.removed: Mapping[str, frozenset[str]] = {}  # keys of samples to leave out, by split
+        self.may_download = False  # `cmapkd data fetch` alone downloads: what is built reads what is there
 
     @abstractmethod
     def files(self) -> list[PublicFile]:
@@ -113,8 +114,21 @@ class PublicSource(ABC):
         """Name and SHA-256 of everything that is read, for the manifest and the digest of a build."""
 
     def fetch(self) -> list[FetchedFile]:
-        """Download what may be downloaded; verify what is there."""
-        return fetch_files(self.files(), self.root, source=self.name)
+        """With ``may_download``, download what may be downloaded and verify what is there."""
+        return self._fetch(self.files(), self.root, self.config.root)
+
+    def _fetch(self, files: list[PublicFile], root: Path, configured: str | None) -> list[FetchedFile]:
+        """Fetch to ``root``; a folder of one's own that holds something else altogether is rather a wrong path."""
+        if not self.may_download:
+            return []
+        if configured is not None and files:
+            here = [path.name for path in root.iterdir()] if root.is_dir() else []
+            known = any(file.present(root) or (root / f"{file.name}.part").is_file() for file in files)
+            if not root.is_dir() or (here and not known):
+                reason = f"holds none of {', '.join(file.name for file in files)}" if here else "is no folder"
+                fix = "correct the path, or name an empty folder to download to"
+                raise UserError(key=f"{self.name}: root", value=str(root), reason=reason, fix=fix)
+        return fetch_files(files, root, source=self.name)
 
     def splits(self) -> list[str]:
         """The configured splits."""
