@@ -60,6 +60,12 @@ class EmojiScenesConfig(SourceConfig):
 class PublicConfig(SourceConfig):
     """What the data sets have in common that lie on disk as their publishers distribute them."""
 
+    shard_size: int = Field(
+        256,
+        ge=1,
+        unit="samples",
+        description="samples in one webdataset shard; one shard at a time is in memory while it is written",
+    )
     root: str | None = Field(
         None,
         min_length=1,

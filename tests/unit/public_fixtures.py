@@ -62,8 +62,8 @@ def coco(root: Path, split: str = "train", year: str = "2017", ids: range = rang
         write(root / f"{split}{year}" / name, jpeg(number))
         images.append(
             {
-                "license": 3, "file_name": name, "coco_url": f"http://images.cocodataset.org/{split}{year}/{name}", "height": 48,
-                "width": 64, "date_captured": "2013-11-14 17:02:52", "id": number,
+                "license": 3, "file_name": name, "coco_url": f"http://images.cocodataset.org/{split}{year}/{name}",
+                "height": 48, "width": 64, "date_captured": "2013-11-14 17:02:52", "id": number,
                 "flickr_url": f"http://farm7.staticflickr.com/6116/{number + 600}_02ac7d605d_z.jpg",
             }
         )  # fmt: skip

@@ -151,7 +151,10 @@ def test_overlap_is_refused_or_reported_where_that_is_asked_for(tmp_path: Path) 
     content = experiment(tmp_path, overlap="refuse")
     home = tmp_path / "results" / content["name"] / "data"
     refused = run(tmp_path, content, "data", "overlap")
-    assert "6 pictures of distillation splits are in evaluation splits: coco/train:000000000001" in str(refused.exception)
+    assert (
+        "6 pictures of distillation splits are in evaluation splits: coco/train:000000000017 is coco5k/test:000000000017"
+        in str(refused.exception)
+    )
     assert len(read_json(home / "overlap.json")["pairs"]) == 6
     content["datasets"]["coco"]["overlap"] = "report"
     stale = run(tmp_path, content, "data", "build", "coco")
