@@ -34,12 +34,24 @@ RESULTS = Path("results")
 
 
 @data_app.command("fetch")
-def data_fetch(dataset: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+def data_fetch(
+    dataset: str,
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+    show: Annotated[bool, typer.Option("--list", help="only say which files there are, how large, and where from")] = False,
+) -> None:
     """Fetch and verify what a data set is made from; the list of files lies beside the data set."""
     from cmapkd.data.sources import build_source
+    from cmapkd.data.sources.public.base import PublicSource, tell_files
     from cmapkd.files import write_json
 
-    files = build_source(_dataset(experiment, dataset), cache()).fetch()
+    source = build_source(_dataset(experiment, dataset), cache())
+    if show:
+        typer.echo(tell_files(source))
+        return
+    if isinstance(source, PublicSource):
+        source.may_download = True
+    files = source.fetch()
     out = _home(experiment, results) / "data" / f"{dataset}.fetched.json"
     write_json(out, [{"name": f.name, "version": f.version, "sha256": f.sha256} for f in files])
 
@@ -47,13 +59,29 @@ def data_fetch(dataset: str, experiment: Experiment = DEFAULT, results: Results 
 @data_app.command("build")
 def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """Write a data set as webdataset shards with a manifest."""
+    from cmapkd.config import load_experiment
+    from cmapkd.data.overlap import source_without_overlap
     from cmapkd.data.shards import write_dataset
-    from cmapkd.data.sources import build_source
 
-    source = build_source(_dataset(experiment, dataset), cache())
-    manifest = write_dataset(source, _home(experiment, results) / "data" / dataset, dataset=dataset)
+    _dataset(experiment, dataset)
+    home = _home(experiment, results)
+    source = source_without_overlap(load_experiment(experiment), dataset, cache(), home)
+    manifest = write_dataset(source, home / "data" / dataset, dataset=dataset)
     for split, about in manifest["splits"].items():
         typer.echo(f"{dataset}/{split}: {about['samples']} samples in {len(about['shards'])} shards", err=True)
+
+
+@data_app.command("overlap")
+def data_overlap(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Find pictures that distillation and evaluation splits share, by id and by perceptual hash; writes `overlap.json`."""
+    from cmapkd.config import load_experiment
+    from cmapkd.data.overlap import REPORT, write_overlap
+
+    path = _home(experiment, results) / "data" / REPORT
+    report = write_overlap(load_experiment(experiment), cache(), path)
+    for splits, counts in report["counts"].items():
+        typer.echo(f"{splits}: {counts['id']} by id, {counts['hash']} by hash only")
+    typer.echo(f"{path}: {sum(map(len, report['removed'].values()))} pictures will be left out")
 
 
 @data_app.command("contact")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.config.methods import CMAPKDConfig, PromptKDConfig, StageConfig, TeacherPromptsConfig
+from cmapkd.config.overlap import overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
@@ -163,10 +164,14 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
         "training": shared,
         "deepspeed": uncut(deepspeed),
         "distillation": {
-            reference: experiment.datasets[reference.partition("/")[0]].model_dump(mode="json")
+            reference: (config := experiment.datasets[reference.partition("/")[0]]).model_dump(
+                mode="json", exclude=set(config.operational)
+            )
             for reference in experiment.distillation
         },
     }
+    if (overlap := overlap_settings(experiment))["distillation"]:  # pictures that are left out change what is trained on
+        common["overlap"] = overlap
     plan.teacher = _add_teacher(plan, common)
     for name, method in experiment.runs.items():
         for seed in experiment.seeds:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from cmapkd.cluster import Layout, Site
+from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint
@@ -45,9 +46,27 @@ def dataset_params(experiment: ExperimentConfig, dataset: str) -> dict[str, str]
     """Configuration and code that a data set's shards depend on."""
     config = experiment.datasets[dataset]
     return {
-        "config": digest(config.model_dump(mode="json"), 16),
+        "config": digest(config.model_dump(mode="json", exclude=set(config.operational)), 16),
         "code": fingerprint(f"cmapkd.data.sources.{config.source}", "cmapkd.data.shards"),
     }
+
+
+def overlap_inputs(experiment: ExperimentConfig, home: str, dataset: str) -> list[str]:
+    """The report on overlap, for a data set whose shards leave out what evaluation splits hold."""
+    return [f"{home}/data/overlap.json"] if needs_overlap(experiment, dataset) else []
+
+
+def overlap_sources(experiment: ExperimentConfig, home: str) -> list[str]:
+    """What was fetched of every data set that is compared."""
+    names = dict.fromkeys(reference.partition("/")[0] for splits in checked_splits(experiment) for reference in splits)
+    return [f"{home}/data/{name}.fetched.json" for name in names]
+
+
+def overlap_params(experiment: ExperimentConfig) -> dict[str, str]:
+    """Configuration and code that the report on overlap depends on."""
+    settings = overlap_settings(experiment)
+    sources = sorted({f"cmapkd.data.sources.{config['source']}" for config in settings["datasets"].values()})
+    return {"config": digest(settings, 16), "code": fingerprint("cmapkd.data.overlap", *sources)}
 
 
 def train_params(plan: Plan, address: str) -> dict[str, str]:

@@ -253,6 +253,9 @@ class ExperimentConfig(Config):
             splits = self.datasets[dataset].split_names
             if split not in splits:
                 raise ValueError(f"{key} = {reference!r} names no split of {dataset}; {nearest(split, splits)}")
+            if split not in (built := self.datasets[dataset].built()):
+                written = ", ".join(built)
+                raise ValueError(f"{key} = {reference!r}: datasets.{dataset}.splits writes only {written}; name {split} there")
         for run in self.tuning.runs:
             if run not in self.runs:
                 raise ValueError(

@@ -17,6 +17,12 @@ class SourceConfig(Config):
     seed: int = Field(0, ge=0, description="seed of everything the source draws: splits, scenes, captions, questions")
 
     split_names: ClassVar[tuple[str, ...]] = ()  # what may stand after the slash of `<dataset>/<split>`
+    # Keys that say where files lie and not what they hold: they are no part of a training's address.
+    operational: ClassVar[frozenset[str]] = frozenset()
+
+    def built(self) -> tuple[str, ...]:
+        """The splits that are written, of those that there may be."""
+        return self.split_names
 
 
 class EmojiScenesConfig(SourceConfig):
@@ -51,4 +57,181 @@ class EmojiScenesConfig(SourceConfig):
         return self
 
 
-AnySource = Annotated[EmojiScenesConfig, PydanticField(discriminator=None)]
+class PublicConfig(SourceConfig):
+    """What the data sets have in common that lie on disk as their publishers distribute them."""
+
+    shard_size: int = Field(
+        256,
+        ge=1,
+        unit="samples",
+        description="samples in one webdataset shard; one shard at a time is in memory while it is written",
+    )
+    root: str | None = Field(
+        None,
+        min_length=1,
+        description="folder with the publisher's files (`~` and environment variables are expanded); null: a folder named "
+        "after the source in the download cache",
+    )
+    splits: tuple[str, ...] | None = Field(
+        None, min_length=1, description="splits that are written; null: those that are usual"
+    )
+    shorter_side: int | None = Field(
+        None,
+        ge=16,
+        le=4096,
+        unit="px",
+        description="pictures with a longer shorter side are reduced to it (JPEG of quality 95); null: the publisher's bytes",
+    )
+    upright: bool = Field(
+        False,
+        description="turn pictures as their EXIF orientation says, and write those anew; false: as they lie in the file, "
+        "which is how the published results read them",
+    )
+    captions_per_image: int | None = Field(
+        None, ge=1, unit="captions", description="keep only the first so many of each picture; null: all"
+    )
+    check: Literal["quick", "full"] = Field(
+        "quick", description="`quick` reads the header and the end of each picture, `full` decodes it"
+    )
+    max_pixels: int = Field(50_000_000, ge=1, unit="pixels", description="a picture that declares more counts as bad")
+    bad_pictures: float = Field(
+        0.001, ge=0, lt=1, unit="share", description="missing or damaged pictures of a split at which the build stops"
+    )
+    overlap: Literal["remove", "refuse", "report"] = Field(
+        "remove",
+        description="what happens to pictures of a distillation split that an evaluation split holds too: they are left out, "
+        "the run stops, or they are only reported",
+    )
+    overlap_distance: int = Field(
+        4, ge=0, le=10, unit="bits of 64", description="perceptual hashes that differ by no more count as the same picture"
+    )
+
+    operational: ClassVar[frozenset[str]] = frozenset({"root", "check"})
+    default: ClassVar[tuple[str, ...]] = ()  # what is written unless `splits` says otherwise
+
+    def possible(self) -> tuple[str, ...]:
+        """The splits that these options allow."""
+        return self.split_names
+
+    def built(self) -> tuple[str, ...]:
+        """The splits that are written."""
+        return self.splits if self.splits is not None else (self.default or self.possible())
+
+    @model_validator(mode="after")
+    def _known_splits(self) -> PublicConfig:
+        for split in self.splits or ():
+            if split not in self.possible():
+                raise ValueError(f"splits names {split!r}; with these options there are {', '.join(self.possible())}")
+        if len(set(self.splits or ())) != len(self.splits or ()):
+            raise ValueError(f"splits = {list(self.splits or ())} names a split twice")
+        return self
+
+
+class CocoCaptionsConfig(PublicConfig):
+    """COCO Captions (Chen et al., 2015): photographs with five captions or a few more, in three divisions into splits."""
+
+    source: Literal["coco_captions"] = "coco_captions"
+    partition: Literal["2017", "2014", "karpathy"] = Field(
+        "2017",
+        description="the publisher's splits of 2017 or 2014, or those of Karpathy and Fei-Fei (`dataset_coco.json`), whose "
+        "`test` is the usual 5K test set",
+    )
+
+    split_names: ClassVar[tuple[str, ...]] = ("train", "restval", "val", "test")
+
+    def possible(self) -> tuple[str, ...]:
+        """Karpathy has four splits, the publisher two with public captions."""
+        return self.split_names if self.partition == "karpathy" else ("train", "val")
+
+
+class Flickr30kConfig(PublicConfig):
+    """Flickr30K (Young et al., 2014): 31,783 photographs with five captions each."""
+
+    source: Literal["flickr30k"] = "flickr30k"
+    partition: Literal["karpathy", "whole"] = Field(
+        "karpathy",
+        description="splits of `dataset_flickr30k.json`, whose `test` is the usual 1K test set, or all pictures as `all` "
+        "(from `results_20130124.token` or `results.csv`)",
+    )
+
+    split_names: ClassVar[tuple[str, ...]] = ("train", "val", "test", "all")
+
+    def possible(self) -> tuple[str, ...]:
+        """Without Karpathy's file there is one split."""
+        return self.split_names[:3] if self.partition == "karpathy" else ("all",)
+
+
+class ConceptualCaptionsConfig(PublicConfig):
+    """Conceptual Captions 3M (Sharma et al., 2018): pictures of the web with their alt-texts, as `img2dataset` saves them."""
+
+    source: Literal["conceptual_captions"] = "conceptual_captions"
+
+    split_names: ClassVar[tuple[str, ...]] = ("train", "val")
+    default: ClassVar[tuple[str, ...]] = ("train",)
+
+
+class VisualGenomeConfig(PublicConfig):
+    """Visual Genome (Krishna et al., 2017): the descriptions of a picture's largest regions stand in for its captions."""
+
+    source: Literal["visual_genome"] = "visual_genome"
+    regions: int = Field(
+        5, ge=1, unit="regions", description="regions whose descriptions are a picture's captions, largest first"
+    )
+
+    split_names: ClassVar[tuple[str, ...]] = ("train",)
+
+
+class Vqav2Config(PublicConfig):
+    """VQAv2 (Goyal et al., 2017): questions about the pictures of COCO 2014, each with ten answers."""
+
+    source: Literal["vqav2"] = "vqav2"
+    images: str | None = Field(
+        None, min_length=1, description="folder with COCO's `train2014` and `val2014`, as folders or zips; null: `root`"
+    )
+
+    split_names: ClassVar[tuple[str, ...]] = ("train", "val")
+    operational: ClassVar[frozenset[str]] = PublicConfig.operational | {"images"}
+
+
+class ImagenetConfig(PublicConfig):
+    """ImageNet-1K (ILSVRC 2012): pictures of 1,000 classes, with the class names and 80 templates of open_clip."""
+
+    source: Literal["imagenet"] = "imagenet"
+
+    split_names: ClassVar[tuple[str, ...]] = ("train", "val")
+    default: ClassVar[tuple[str, ...]] = ("val",)
+
+
+class OwnConfig(PublicConfig):
+    """One's own pictures: a folder with texts beside them, or a table (`docs/data/own.md`)."""
+
+    source: Literal["own"] = "own"
+    table: str | None = Field(
+        None, min_length=1, description="CSV, TSV or parquet file below `root`; null: every picture has a `.txt` beside it"
+    )
+    image_column: str = Field("image", min_length=1, description="column with the picture's path (in parquet also its bytes)")
+    caption_columns: tuple[str, ...] = Field(("caption",), description="columns with captions; a missing or empty one has none")
+    split_column: str = Field("split", min_length=1, description="column with the split; if missing, all is `train`")
+    label_column: str = Field(
+        "label", min_length=1, description="column with the class, as a number or a name of `classes.txt`"
+    )
+    question_column: str = Field("question", min_length=1, description="column with a question about the picture")
+    answer_column: str = Field("answer", min_length=1, description="column with its answer, or with several between `|`")
+    licence: str = Field("not stated", min_length=1, description="conditions of the data, kept in the manifest")
+    attribution: str = Field("not stated", min_length=1, description="whom to credit, kept in the manifest")
+
+    split_names: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    default: ClassVar[tuple[str, ...]] = ("train",)
+
+
+AnySource = Annotated[
+    EmojiScenesConfig
+    | CocoCaptionsConfig
+    | Flickr30kConfig
+    | ConceptualCaptionsConfig
+    | VisualGenomeConfig
+    | Vqav2Config
+    | ImagenetConfig
+    | OwnConfig,
+    PydanticField(discriminator="source"),
+]

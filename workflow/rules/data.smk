@@ -15,9 +15,26 @@ rule data_fetch:
         "python -m cmapkd data fetch {wildcards.dataset:q} {params.options} 2>&1 | tee -i {log:q}"
 
 
+rule data_overlap:
+    input:
+        parts.overlap_sources(EXPERIMENT, HOME),
+    output:
+        f"{HOME}/data/overlap.json",
+    log:
+        f"{HOME}/logs/data/overlap.log",
+    params:
+        depends=parts.overlap_params(EXPERIMENT),
+        options=OPTIONS,
+    message:
+        "Comparing the pictures of distillation splits with those of evaluation splits"
+    shell:
+        "python -m cmapkd data overlap {params.options} 2>&1 | tee -i {log:q}"
+
+
 rule data_build:
     input:
         rules.data_fetch.output,
+        lambda wildcards: parts.overlap_inputs(EXPERIMENT, HOME, wildcards.dataset),
     output:
         f"{HOME}/data/{{dataset}}/manifest.json",
     log:
