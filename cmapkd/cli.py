@@ -118,8 +118,9 @@ def train(
     Several are trained one after the other in one process, which saves starting it anew for each. Stopped by SIGINT, SIGTERM,
     SIGUSR1 or the time limit, it ends with exit code 75, after a checkpoint.
     """
-    from cmapkd.training.stopping import EXIT, STARTED, Interrupted, start_of_job
+    from cmapkd.training.stopping import EXIT, STARTED, Interrupted, leave_when_asked, start_of_job
 
+    leave_when_asked()
     os.environ[STARTED] = start_of_job()  # before torch is imported, which takes its time
     plan = _plan(experiment)
     for address in stages:

@@ -46,6 +46,16 @@ class Signals:
             signal.signal(number, handler)
 
 
+def leave_when_asked() -> None:
+    """End at once with `EXIT` when a signal comes before training has begun: nothing is there to be saved yet."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(EXIT)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
+
+
 class Budget:
     """The time that a job has left.
 

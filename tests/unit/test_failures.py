@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from cmapkd.files import read_json, write_json
 from cmapkd.training import failures as kinds
 from cmapkd.training.failures import Failures, left_by_memory, lost_a_rank, was_stopped
 from cmapkd.training.memory import Halvings
-from cmapkd.training.stopping import STARTED, Budget, Signals
+from cmapkd.training.stopping import EXIT, STARTED, Budget, Signals
 from cmapkd.training.storage import disk_error, is_disk_error, writing
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -179,6 +181,13 @@ def test_signals_are_noted_and_given_back(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
         assert asked.stop and asked.name == number.name
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_before_training_has_begun_ends_with_the_exit_code_of_what_is_not_done() -> None:
+    code = "import os, signal\nfrom cmapkd.training.stopping import leave_when_asked\nleave_when_asked()\n"
+    for number in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        ended = subprocess.run([sys.executable, "-c", f"{code}os.kill(os.getpid(), signal.{number})"], check=False)
+        assert ended.returncode == EXIT == 75
 
 
 def test_a_running_mark_of_other_code_is_ignored(tmp_path: Path) -> None:
