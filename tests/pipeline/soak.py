@@ -12,6 +12,7 @@ prints one line for each disturbance: what was done, when, how the command ended
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -136,7 +137,8 @@ class Soak:
             ranks = [pid for parent in torchrun for pid in _children(parent)]
             victims = {"command": [process.pid], "torchrun": torchrun, "rank": ranks}[whom]
             if victims:
-                os.kill(choice.choice(victims), what)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(choice.choice(victims), what)
                 break
             time.sleep(0.01)  # not started yet
         code = process.wait()
