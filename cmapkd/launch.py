@@ -24,7 +24,8 @@ from cmapkd.cluster import Layout, layout
 from cmapkd.errors import UserError
 
 # Of the ports below those that Linux gives out by itself (32768 and up), so that no other connection holds it.
-HANDED_ON = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # to the ranks, which stop with a checkpoint
+# Signals reach the ranks, which stop with a checkpoint; it has ten minutes before they are killed.
+TORCHRUN = ("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout=600")
 _FIRST_PORT, _PORTS = 20_000, 12_000
 
 
@@ -49,7 +50,7 @@ def launch_command(
     """
     where = layout(ranks, int(environment.get("CMAPKD_RANKS_PER_NODE") or 0))
     program = [sys.executable, "-m"]
-    torchrun = [*program, "torch.distributed.run", f"--nproc-per-node={where.ranks_per_node}", HANDED_ON]
+    torchrun = [*program, "torch.distributed.run", f"--nproc-per-node={where.ranks_per_node}", *TORCHRUN]
     if where.nodes == 1:
         return [*torchrun, "--standalone", "-m", "cmapkd", *arguments]
     if "SLURM_JOB_ID" not in environment:
