@@ -134,7 +134,7 @@ def _check_parent(
 
 
 def _holds(path: Path, keys: list[str], parsed: dict[Path, Any]) -> bool:
-    """Whether a JSON or YAML file has something at ``keys``; arrays are only looked up by name."""
+    """Whether a JSON or YAML file has something at ``keys``; of arrays these are names, or beginnings of names up to a slash."""
     if path not in parsed:
         try:
             if path.suffix == ".npz":
@@ -148,6 +148,9 @@ def _holds(path: Path, keys: list[str], parsed: dict[Path, Any]) -> bool:
         except (OSError, ValueError, yaml.YAMLError):
             parsed[path] = None
     value = parsed[path]
+    if path.suffix == ".npz":
+        names = value or ()
+        return all(any(name == key or name.startswith(f"{key}/") for name in names) for key in keys)
     for key in keys:
         if isinstance(value, list):
             value = {str(index): entry for index, entry in enumerate(value)}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic_results import Tree, edit_json, edit_yaml, experiment_of, write_paper, write_tree
 from typer.testing import CliRunner
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from cmapkd.cli import app
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, sha256_of
-from cmapkd.paper import verify_code
+from cmapkd.paper import verify_code, verify_parts
 from cmapkd.paper.experiment import paper_context
 from cmapkd.paper.findings import Findings
 from cmapkd.paper.verify import summary, verify
@@ -449,3 +450,16 @@ def test_hard_links_are_read_once(tmp_path: Path) -> None:
     findings = Findings()
     assert findings.sha256(tmp_path / "a") == findings.sha256(tmp_path / "b") == sha256_of(tmp_path / "b")
     assert findings.counts["files"] == 1
+
+
+def test_arrays_that_a_number_was_computed_from_are_looked_up_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "0.npz"
+    np.savez(path, **{"retrieval/a/i2t_ranks": np.zeros(2), "curves/0/train/loss": np.zeros(2)})
+    for keys, there in (
+        (["retrieval/a/i2t_ranks"], True),
+        (["curves"], True),
+        (["curves", "retrieval/a/i2t_ranks"], True),
+        (["retrieval/a/i2t_ranks", "retrieval/a/t2i_ranks"], False),
+        (["curve"], False),
+    ):
+        assert verify_parts._holds(path, keys, {}) is there, keys
