@@ -134,7 +134,7 @@ def _check_parent(
 
 
 def _holds(path: Path, keys: list[str], parsed: dict[Path, Any]) -> bool:
-    """Whether a JSON or YAML file has something at ``keys``; of arrays these are names, or beginnings of names up to a slash."""
+    """Whether a JSON or YAML file has something at ``keys``; of arrays these are names, or beginnings of them up to a slash."""
     if path not in parsed:
         try:
             if path.suffix == ".npz":
