@@ -93,7 +93,7 @@ def test_an_edit_concerns_the_methods_that_use_the_file(package: Path, file: str
         "evaluation/retrieval.py",
         "paper/build.py",
         "config/methods.py",
-        "cli.py",
+        "cli/__init__.py",
         "errors.py",
         "training/logs.py",
         "provenance.py",

@@ -15,22 +15,17 @@ from typing import Annotated
 import typer
 
 from cmapkd import __version__
+from cmapkd.cli import paper as commands
+from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, plan_of
 from cmapkd.errors import UserError, nearest
 
 app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
-paper_app = typer.Typer()
-report_app = typer.Typer(no_args_is_help=True, help="Pages of the HTML report; `snakemake --report` puts them together.")
 config_app = typer.Typer(no_args_is_help=True, help="Check an experiment file; generate the documentation of its keys.")
 app.add_typer(data_app, name="data")
-app.add_typer(paper_app, name="paper")
-app.add_typer(report_app, name="report")
+app.add_typer(commands.paper_app, name="paper")
+app.add_typer(commands.report_app, name="report")
 app.add_typer(config_app, name="config")
-
-Experiment = Annotated[Path, typer.Option("--experiment", "-e", help="experiment file")]
-Results = Annotated[Path, typer.Option("--results", help="folder that holds all experiments")]
-DEFAULT = Path("config/mini.yaml")
-RESULTS = Path("results")
 
 
 @data_app.command("fetch")
@@ -45,14 +40,14 @@ def data_fetch(
     from cmapkd.data.sources.public.base import PublicSource, tell_files
     from cmapkd.files import write_json
 
-    source = build_source(_dataset(experiment, dataset), cache())
+    source = build_source(dataset_of(experiment, dataset), cache())
     if show:
         typer.echo(tell_files(source))
         return
     if isinstance(source, PublicSource):
         source.may_download = True
     files = source.fetch()
-    out = _home(experiment, results) / "data" / f"{dataset}.fetched.json"
+    out = home_of(experiment, results) / "data" / f"{dataset}.fetched.json"
     write_json(out, [{"name": f.name, "version": f.version, "sha256": f.sha256} for f in files])
 
 
@@ -63,8 +58,8 @@ def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results 
     from cmapkd.data.overlap import source_without_overlap
     from cmapkd.data.shards import write_dataset
 
-    _dataset(experiment, dataset)
-    home = _home(experiment, results)
+    dataset_of(experiment, dataset)
+    home = home_of(experiment, results)
     source = source_without_overlap(load_experiment(experiment), dataset, cache(), home)
     manifest = write_dataset(source, home / "data" / dataset, dataset=dataset)
     for split, about in manifest["splits"].items():
@@ -77,7 +72,7 @@ def data_overlap(experiment: Experiment = DEFAULT, results: Results = RESULTS) -
     from cmapkd.config import load_experiment
     from cmapkd.data.overlap import REPORT, write_overlap
 
-    path = _home(experiment, results) / "data" / REPORT
+    path = home_of(experiment, results) / "data" / REPORT
     report = write_overlap(load_experiment(experiment), cache(), path)
     for splits, counts in report["counts"].items():
         typer.echo(f"{splits}: {counts['id']} by id, {counts['hash']} by hash only")
@@ -90,7 +85,7 @@ def data_contact(dataset: str, split: str, out: Path, experiment: Experiment = D
     from cmapkd.data.contact import contact_sheet
     from cmapkd.data.split import Split
 
-    samples = Split(_home(experiment, results) / "data" / dataset, split)
+    samples = Split(home_of(experiment, results) / "data" / dataset, split)
     contact_sheet((samples.read(index) for index in range(len(samples))), out, title=f"{dataset}, {split}")
 
 
@@ -99,7 +94,7 @@ def data_verify(dataset: str, experiment: Experiment = DEFAULT, results: Results
     """Recompute the digests of all shards against the manifest."""
     from cmapkd.data.shards import verify
 
-    verify(_home(experiment, results) / "data" / dataset)
+    verify(home_of(experiment, results) / "data" / dataset)
     typer.echo(f"{dataset}: every shard is as its manifest says")
 
 
@@ -122,7 +117,7 @@ def train(
 
     leave_when_asked()
     os.environ[STARTED] = start_of_job()  # before torch is imported, which takes its time
-    plan = _plan(experiment)
+    plan = plan_of(experiment)
     for address in stages:
         if address not in plan.stages:
             fix = nearest(address, list(plan.stages))
@@ -165,7 +160,7 @@ def collect(runs: list[str], experiment: Experiment = DEFAULT, results: Results 
     """Gather the result of runs (`<name>/<seed>`): the last stage's student as an open_clip directory, and its history."""
     from cmapkd.runs import collect_run
 
-    plan = _plan(experiment)
+    plan = plan_of(experiment)
     for run in runs:
         collect_run(plan, run, results)
 
@@ -184,182 +179,9 @@ def evaluate(
         torch.set_num_threads(threads)
     from cmapkd.evaluation.run import evaluate_run
 
-    plan = _plan(experiment)
+    plan = plan_of(experiment)
     for run in runs:
         evaluate_run(plan, run, results)
-
-
-@paper_app.callback(invoke_without_command=True)
-def paper(context: typer.Context, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Tables, figures and the document, from metric files alone; without a sub-command all of them."""
-    if context.invoked_subcommand is None:
-        paper_all(experiment, results)
-    else:  # options before the sub-command are meant for it
-        context.default_map = {context.invoked_subcommand: {"experiment": str(experiment), "results": str(results)}}
-
-
-@paper_app.command("table")
-def paper_table(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Write one table as LaTeX, with the parents of every cell beside it."""
-    from cmapkd.paper.build import build_table
-
-    build_table(name, _paper(experiment, results))
-
-
-@paper_app.command("figure")
-def paper_figure(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Draw one figure as PDF, with its values and parents beside it; a drawing is TikZ, and a PDF where LaTeX is installed."""
-    from cmapkd.paper.build import build_figure
-
-    build_figure(name, _paper(experiment, results))
-
-
-@paper_app.command("algorithm")
-def paper_algorithm(name: str, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Write one algorithm as LaTeX, with the parents of its constants beside it."""
-    from cmapkd.paper.build import build_algorithm
-
-    build_algorithm(name, _paper(experiment, results))
-
-
-@paper_app.command("document")
-def paper_document(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Write `paper.tex` and `numbers.tex`, which put tables, figures and macros together."""
-    from cmapkd.paper.build import build_document
-
-    build_document(_paper(experiment, results))
-
-
-@paper_app.command("pdf")
-def paper_pdf(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Typeset `paper.pdf`, where LaTeX is installed."""
-    from cmapkd.paper.build import build_pdf
-
-    if not build_pdf(_paper(experiment, results)):
-        typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
-
-
-@paper_app.command("manuscript")
-def paper_manuscript(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Typeset the article of the key `paper.manuscript` with this experiment's tables, figures and numbers."""
-    from cmapkd.paper.manuscript import build_manuscript, missing_for_manuscript
-
-    context = _paper(experiment, results)
-    if not build_manuscript(context):
-        reason = f"there is no {', '.join(missing_for_manuscript())} here" if context.manuscript else "none is configured"
-        typer.echo(f"no manuscript.pdf: {reason}", err=True)
-
-
-@paper_app.command("all")
-def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """All tables, figures and the document at once; `cmapkd paper` alone does the same."""
-    from cmapkd.paper.build import build_paper
-
-    if not build_paper(_paper(experiment, results)):
-        typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
-
-
-@paper_app.command("keep")
-def paper_keep(directory: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """Copy what was measured, with its provenance, to a folder that a repository can hold, and write its page of tables."""
-    from cmapkd.paper.markdown import keep_results
-
-    kept = keep_results(_paper(experiment, results), directory)
-    typer.echo(f"{len(kept)} files in {directory}")
-
-
-@report_app.command("run")
-def report_run(run: str, out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """A page of a RUN (`<name>/<seed>`): configuration, training, everything measured, provenance."""
-    from cmapkd.files import write_atomic
-    from cmapkd.paper.run_page import render_run_page
-
-    write_atomic(out, render_run_page(_plan(experiment), _paper(experiment, results), run))
-
-
-@report_app.command("data")
-def report_data(dataset: str, out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """A page of a data set: splits, what they share, sources and licences."""
-    from cmapkd.data.shards import read_manifest
-    from cmapkd.files import write_atomic
-    from cmapkd.paper.log_page import render_data_page
-
-    write_atomic(out, render_data_page(read_manifest(_home(experiment, results) / "data" / dataset)))
-
-
-@report_app.command("logs")
-def report_logs(out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
-    """A page for the log of each job behind the metrics, in the folder OUT."""
-    from cmapkd.paper.log_page import write_log_pages
-
-    write_log_pages(_plan(experiment), _home(experiment, results), out)
-
-
-@app.command("trace")
-def trace(
-    cell: Annotated[list[str], typer.Argument(help="TABLE ROW COLUMN, or one macro: '\\cmapkd{table2}{CMAPKD}{i2t_r1}'")],
-    experiment: Experiment = DEFAULT,
-    results: Results = RESULTS,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
-) -> None:
-    """Where a number of the paper comes from: runs, code, data, machine, times, and the commands that recompute it."""
-    import json
-
-    from cmapkd.paper.trace import address_of, chain, tell
-
-    found = chain(_paper(experiment, results), *address_of(cell))
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else tell(found))
-
-
-@app.command("verify")
-def verify(
-    path: Annotated[Path, typer.Argument(help="results of an experiment (results/mini), or their paper/")] = RESULTS / "mini",
-    experiment: Annotated[
-        Path | None, typer.Option("--experiment", "-e", help="experiment file; default: the one with the results")
-    ] = None,
-    deep: Annotated[
-        bool | None, typer.Option("--deep/--no-deep", help="hash every shard; default: below 4 GiB of them")
-    ] = None,
-) -> None:
-    """Compute again all digests and numbers that a paper rests on; exit code 1 and a list of everything that is wrong."""
-    from cmapkd.paper.verify import summary
-    from cmapkd.paper.verify import verify as check
-
-    findings = check(path, experiment=experiment, deep=deep)
-    typer.echo(summary(findings, path))
-    if findings.problems:
-        raise typer.Exit(1)
-
-
-@app.command("compare")
-def compare(
-    first: Annotated[str, typer.Argument(help="RUN, EXPERIMENT:RUN, or a results directory")],
-    second: str,
-    experiment: Experiment = DEFAULT,
-    results: Results = RESULTS,
-    strata: Annotated[bool, typer.Option("--strata", help="also metrics of each stratum and of the levels")] = False,
-    html: Annotated[Path | None, typer.Option(help="write a page of it")] = None,
-    png: Annotated[Path | None, typer.Option(help="write a picture of losses and differences")] = None,
-) -> None:
-    """Two runs side by side: settings that differ, metrics with intervals of their differences, and losses."""
-    from cmapkd.config import load_experiment
-    from cmapkd.paper.compare import compare as compare_runs
-    from cmapkd.paper.compare import find_side, pairs_of
-    from cmapkd.paper.compare_text import text
-
-    loaded, context = load_experiment(experiment), _paper(experiment, results)
-    sides = [find_side(name, loaded, context, results) for name in (first, second)]
-    found = [compare_runs(*pair, strata=strata) for pair in pairs_of(*sides)]
-    if png is not None and len(found) > 1:
-        raise UserError(key="png", value=str(png), reason="a picture is of two runs", fix="name two runs, or use --html")
-    typer.echo("\n\n".join(text(comparison) for comparison in found))
-    if html is not None or png is not None:
-        from cmapkd.paper.compare_picture import write_html, write_png
-
-        if png is not None:
-            write_png(found[0], png)
-        if html is not None:
-            write_html(found, html)
 
 
 @app.command("tune")
@@ -413,7 +235,7 @@ def plan(
     change: Annotated[list[str] | None, typer.Option(help="KEY=VALUE: what would be trained anew after this edit")] = None,
 ) -> None:
     """List the trainings of an experiment: address, what it is, and whether it is done. Shared stages appear once."""
-    made = _plan(experiment)
+    made = plan_of(experiment)
     if costs:
         from cmapkd.costs.estimate import estimate, render
 
@@ -443,7 +265,7 @@ def status(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None
     """What is done, running, waiting or failed, and how far each training is; from the folder where the workflow runs."""
     from cmapkd import status as looked
 
-    typer.echo(looked.tell(looked.status(_plan(experiment), results)))
+    typer.echo(looked.tell(looked.status(plan_of(experiment), results)))
 
 
 @app.command("site")
@@ -470,11 +292,15 @@ def site(
         typer.echo(f"written: {profile}", err=True)
 
 
+for command in (commands.trace, commands.verify, commands.compare):
+    app.command()(command)
+
+
 @config_app.command("check")
 def config_check(file: Path) -> None:
     """Check an experiment file, without starting anything."""
-    made = _plan(file)
-    _check_weights(made.experiment)
+    made = plan_of(file)
+    check_weights(made.experiment)
     typer.echo(f"{file}: fine; {len(made.stages)} trainings, {len(made.runs)} runs")
 
 
@@ -494,48 +320,6 @@ def cache() -> Path:
     """Folder of downloads, shared by all experiments."""
     base = os.environ.get("CMAPKD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmapkd"
     return Path(base)
-
-
-def _plan(experiment: Path):  # type: ignore[no-untyped-def]
-    from cmapkd.config import load_experiment
-    from cmapkd.plan import make_plan
-
-    return make_plan(load_experiment(experiment))
-
-
-def _check_weights(experiment):  # type: ignore[no-untyped-def]
-    """Refuse tags and paths of weights that do not exist; open_clip, which knows its tags, is imported only if they matter."""
-    named = (
-        (experiment.teacher.model, experiment.teacher.pretrained, "teacher.pretrained"),
-        (experiment.student.model, experiment.student.init, "student.init"),
-    )
-    for model, init, key in named:
-        if init not in (None, "random"):
-            from cmapkd.models import towers
-
-            towers.check_init(model, init, key)
-
-
-def _home(experiment: Path, results: Path) -> Path:
-    from cmapkd.config import load_experiment
-
-    return results / load_experiment(experiment).name
-
-
-def _dataset(experiment: Path, dataset: str):  # type: ignore[no-untyped-def]
-    from cmapkd.config import load_experiment
-
-    datasets = load_experiment(experiment).datasets
-    if dataset not in datasets:
-        raise UserError(key="dataset", value=dataset, reason="is not in this experiment", fix=nearest(dataset, list(datasets)))
-    return datasets[dataset]
-
-
-def _paper(experiment: Path, results: Path):  # type: ignore[no-untyped-def]
-    from cmapkd.config import load_experiment
-    from cmapkd.paper.experiment import paper_context
-
-    return paper_context(load_experiment(experiment), results, experiment)
 
 
 def _version(value: bool) -> None:
