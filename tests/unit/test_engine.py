@@ -123,7 +123,8 @@ def test_accumulation_equals_the_whole_batch(method: str, accumulation: int) -> 
     assert cut_terms.parts.keys() == whole.parts.keys()
     assert cut_gradients.keys() == gradients.keys() and gradients
     assert cut_norm == pytest.approx(norm, rel=1e-4) and norm > 0
-    atol = 1e-5 * max(1.0, norm)  # sums of terms as large as the gradient are rounded in another order
+    # 1e-5, or one unit of rounding of a gradient whose norm is large: CLIP-KD's is 1,400, and sums come in another order.
+    atol = max(1e-5, 1e-7 * norm)
     for name, value in gradients.items():
         torch.testing.assert_close(cut_gradients[name], value, atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
