@@ -45,6 +45,18 @@ def evaluation_code(method: str) -> str:
     return fingerprint(*modules, *(() if method == "pretrained" else (f"cmapkd.objectives.{method}",)))
 
 
+def training_code(method: str) -> str:
+    """Digest of the code that a stage of ``method`` runs."""
+    return fingerprint(*training_modules(method))
+
+
+def training_modules(method: str) -> tuple[str, ...]:
+    """Modules in which a stage of ``method`` begins."""
+    if method == "teacher_cache":
+        return ("cmapkd.training.teacher_cache",)
+    return ("cmapkd.training.loop", *(() if method == "pretrained" else (f"cmapkd.objectives.{method}",)))
+
+
 def _closure(modules: tuple[str, ...]) -> set[str]:
     found: set[str] = set()
     waiting = list(modules)

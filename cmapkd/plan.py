@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmapkd.config.methods import CMAPKDConfig, PromptKDConfig, StageConfig, TeacherPromptsConfig
+from cmapkd.config.methods import CachedPart, CMAPKDConfig, PromptKDConfig, StageConfig, TeacherPromptsConfig
 from cmapkd.config.overlap import overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError, nearest
@@ -160,6 +160,8 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
     operational = {"ranks", "workers", "cache_bytes", "log_every", "checkpoint_minutes", "bad_samples", "nan_retries"}
     operational |= {"oom_retries", "stop_margin_minutes", "lock_wait_minutes", "lock_stale_minutes", "barrier_minutes"}
     shared = experiment.training.model_dump(mode="json", exclude={"deepspeed", *operational})
+    if shared["augmentation"]["views"] is None:
+        del shared["augmentation"]["views"]
     common = {
         "training": shared,
         "deepspeed": uncut(deepspeed),
@@ -248,6 +250,33 @@ def _add_teacher_prompts(plan: Plan, common: dict[str, Any], options: TeacherPro
     return plan.add("teacher-prompts", settings, (plan.teacher,), "teacher prompts")
 
 
+def _add_teacher_cache(plan: Plan, common: dict[str, Any], part: CachedPart, said: Mapping[str, str | None]) -> str:
+    """A stage that keeps one part of what the teacher, with its pyramid or its prompts, says of the training samples."""
+    experiment = plan.experiment
+    assert experiment.teacher.cache is not None
+    precision = experiment.teacher.cache.precision
+    by = {"teacher": said["teacher"], "teacher_prompts": said["teacher_prompts"]}
+    if part == "pyramid":
+        by = {"teacher": said["teacher"], "teacher_pyramid": said["teacher_pyramid"]}
+    settings = {
+        "kind": "cache",
+        "method": {"method": "teacher_cache"},
+        "part": part,
+        # Vectors are small, and kept in half precision at least.
+        "precision": precision if part == "pyramid" or precision == "fp32" else "fp16",
+        **{key: address for key, address in by.items() if address is not None},
+        "pyramid": experiment.pyramid.model_dump(mode="json") if part == "pyramid" else None,
+        # Pictures and texts are prepared as for the student.
+        "model": model_settings(experiment.student.model, "student.model"),
+        "init": experiment.student.init,
+        "augmentation": common["training"]["augmentation"],
+        "max_pixels": common["training"]["max_pixels"],
+        **{key: common[key] for key in ("distillation", "overlap") if key in common},
+    }
+    label = f"teacher's {part}, kept" + (" (prompted)" if by.get("teacher_prompts") else "")
+    return plan.add("teacher-cache", settings, tuple(by.values()), label)
+
+
 def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: int) -> Run:
     experiment = plan.experiment
     teacher = plan.teacher if method.uses_teacher else None
@@ -256,7 +285,10 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     parent: str | None = None
     start = 0.0
     addresses = []
+    said = {"teacher": teacher, "teacher_pyramid": pyramid, "teacher_prompts": prompts}
     for stage in method.stages(experiment.schedules[method.schedule]):
+        parts = method.cached_parts(stage) if experiment.teacher.cache is not None else ()
+        caches = {part: _add_teacher_cache(plan, common, part, said) for part in parts}
         settings = _settings(
             common,
             model_settings(experiment.student.model, "student.model"),
@@ -270,8 +302,10 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
             parent=parent,
             start_epochs=start,
             **({"teacher_prompts": prompts} if prompts else {}),
+            **({"teacher_cache": caches} if caches else {}),
         )
-        parent = plan.add(stage.name, settings, (parent, teacher, pyramid, prompts), f"{name}, seed {seed}: {stage.name}")
+        before = (parent, teacher, pyramid, prompts, *caches.values())
+        parent = plan.add(stage.name, settings, before, f"{name}, seed {seed}: {stage.name}")
         addresses.append(parent)
         start += stage.epochs
     if not addresses:

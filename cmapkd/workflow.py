@@ -15,7 +15,7 @@ from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
-from cmapkd.fingerprint import evaluation_code, fingerprint
+from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
 from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
@@ -72,8 +72,7 @@ def overlap_params(experiment: ExperimentConfig) -> dict[str, str]:
 def train_params(plan: Plan, address: str) -> dict[str, str]:
     """Code that a stage depends on. Its configuration is in its address already."""
     method = plan.stages[address].method
-    modules = ["cmapkd.training.loop"] + ([] if method == "pretrained" else [f"cmapkd.objectives.{method}"])
-    return {"code": fingerprint(*modules)}
+    return {"code": training_code(method)}
 
 
 def stage_inputs(plan: Plan, home: str, address: str) -> list[str]:

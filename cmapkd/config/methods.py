@@ -28,6 +28,7 @@ LanguageLevel = Literal["L1", "L2", "L3", "L4"]
 VISUAL_LEVELS: tuple[VisualLevel, ...] = ("P2", "P3", "P4", "P5")
 LANGUAGE_LEVELS: tuple[LanguageLevel, ...] = ("L1", "L2", "L3", "L4")
 Policy = Literal["uniform", "manual", "alsn"]
+CachedPart = Literal["embeddings", "pyramid"]  # of the teacher's outputs, see `cmapkd/training/teacher_cache.py`
 Group = Literal["student", "projections", "pyramid", "alsn", "heads"]
 
 
@@ -89,6 +90,10 @@ class MethodConfig(Config):
         """Keys (nested ones with dots) that ``cmapkd tune`` leaves alone in this run because nothing reads them."""
         return frozenset()
 
+    def cached_parts(self, stage: StageConfig) -> tuple[CachedPart, ...]:
+        """What a stage needs of the teacher, if a cache of its outputs holds all of it; else nothing: it asks the teacher."""
+        return ("embeddings",) if self.uses_teacher else ()
+
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         """The options that bear on one stage, JSON-able: they are part of its address, so what is equal is trained once."""
         return self.model_dump(mode="json", exclude=set(self.unaddressed))
@@ -138,6 +143,9 @@ class FitNetConfig(MethodConfig):
 
     stage_names: ClassVar[tuple[str, ...]] = ("hint", "kd")
 
+    def cached_parts(self, stage: StageConfig) -> tuple[CachedPart, ...]:
+        return () if stage.name == "hint" else super().cached_parts(stage)
+
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         options = super().stage_options(stage)
         names = {"method", "hint_weight"} if stage.name == "hint" else set(options) - {"hint_weight"}
@@ -186,6 +194,9 @@ class LLaVAKDConfig(MethodConfig):
 
     note: ClassVar[str] = "Re-interpreted for a dual encoder: captions and patches stand for answers and image positions."
     stage_names: ClassVar[tuple[str, ...]] = ("dpt", "sft", "dft")
+
+    def cached_parts(self, stage: StageConfig) -> tuple[CachedPart, ...]:
+        return ()  # `sft` has no teacher, the others compare its patches
 
     def stage_options(self, stage: StageConfig) -> dict[str, Any]:
         return {"method": self.method} if stage.name == "sft" else super().stage_options(stage)
@@ -342,6 +353,9 @@ class CMAPKDConfig(MethodConfig):
             reason = "must not be negative, and the top level's not 0: some stages use it alone"
             raise ValueError(f"manual_weights = {list(self.manual_weights)} {reason}")
         return self
+
+    def cached_parts(self, stage: StageConfig) -> tuple[CachedPart, ...]:
+        return () if self.similarity == "late" else ("embeddings", "pyramid")
 
     def not_searched(self) -> frozenset[str]:
         return frozenset() if self.policy == "manual" else frozenset({"manual_weights"})

@@ -54,6 +54,18 @@ class TeacherPyramidConfig(Config):
     seed: int = Field(0, ge=0, description="seed of initialisation and data order")
 
 
+class TeacherCacheConfig(Config):
+    """What the teacher says of all training samples, computed once and kept on disk, instead of anew in each training.
+
+    Methods that need the tokens of its blocks (FitNet's hints, LLaVA-KD, late interaction) ask the teacher itself.
+    """
+
+    precision: Literal["fp32", "fp16", "int8"] = Field(
+        "fp16",
+        description="how the maps of its pyramid are kept; `int8` has a scale for each channel of a sample; vectors are fp16 then",
+    )
+
+
 class TeacherConfig(Config):
     """The teacher: pretrained weights, or trained here from scratch. Shared by all runs."""
 
@@ -61,6 +73,9 @@ class TeacherConfig(Config):
     pretrained: str | None = Field(None, description="an open_clip pretrained tag, or the path of an open_clip checkpoint")
     train: TeacherTraining | None = Field(None, description="train the teacher from scratch instead")
     pyramid: TeacherPyramidConfig = Field(TeacherPyramidConfig(), description="how the teacher's pyramid is fitted")
+    cache: TeacherCacheConfig | None = Field(
+        None, description="keep its outputs on disk; needs views that can be repeated (`training.augmentation`); null: do not"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherConfig:
@@ -82,6 +97,18 @@ class AugmentationConfig(Config):
     scale: tuple[float, float] = Field((0.9, 1.0), unit="share", description="area of the random crop; [1, 1] is no crop")
     ratio: tuple[float, float] = Field((0.75, 1.3333), description="aspect ratios of the random crop")
     flip: bool = Field(False, description="random horizontal flip (captions that say left and right forbid it)")
+    views: int | None = Field(
+        None,
+        ge=1,
+        unit="views",
+        description="different views of each picture, the same in all trainings; each epoch takes one of them at random. "
+        "null: a new one in each epoch and training",
+    )
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether there are only so many views of a picture that a teacher's outputs of all of them can be kept."""
+        return self.views is not None or (self.scale == (1, 1) and not self.flip)
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentationConfig:
@@ -265,6 +292,11 @@ class ExperimentConfig(Config):
             run = self.paper.weights_run
             raise ValueError(f"paper.weights_run = {run!r} names no run; {nearest(run, list(self.runs))}")
         self._check_paper()
+        if self.teacher.cache is not None and not self.training.augmentation.repeatable:
+            raise ValueError(
+                "teacher.cache keeps what the teacher says of each view of a picture, and training.augmentation makes a new "
+                "one in each epoch; give it a number of `views`, or no crop and no flip (scale: [1, 1])"
+            )
         batch, ranks = self.training.global_batch, self.training.ranks
         if batch % ranks:
             raise ValueError(f"training.global_batch = {batch} is not divisible by training.ranks = {ranks}")

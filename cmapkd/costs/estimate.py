@@ -32,6 +32,7 @@ DEVICES = {
 }
 UTILISATION = 0.3  # share of the peak that a training reaches, where nothing was measured
 START = 15.0  # [s] to start a stage's process, where nothing was measured
+CAPTIONS = 5  # of a picture, as in most sets of captions: for the size of a teacher's cache before it is made
 ADAM = 3  # a checkpoint holds the weights and two moments of each
 PARTS = ("student", "teacher", "pyramids", "step")
 
@@ -112,6 +113,8 @@ def _cost(plan: Plan, stage: Stage, home: Path) -> StageCost:
     weights = 4.0 * flops.parameters(student)  # [bytes] in fp32
     if settings["kind"] == "pretrained":
         return StageCost(stage, 0, (0.0, 0.0, 0.0, 0.0), weights, 0.0, measured=0.0 if _done(home, stage) else None)
+    if settings["kind"] == "cache":
+        return _cache_cost(plan, stage, home, student)
     batch = settings["training"]["global_batch"]
     samples = sum(_samples(plan, reference, home) for reference in settings["distillation"])
     steps = max(1, round(settings["stage"]["epochs"] * samples / batch))
@@ -122,7 +125,8 @@ def _cost(plan: Plan, stage: Stage, home: Path) -> StageCost:
     if settings["teacher"]:
         model = plan.stages[settings["teacher"]].settings["model"]
         above = flops.shapes_of(model["name"], model["config"])
-        parts[1] = flops.image_tower(above) + flops.text_tower(above)
+        if not settings.get("teacher_cache"):
+            parts[1] = flops.image_tower(above) + flops.text_tower(above)
     if settings["pyramid"]:
         levels = settings["stage"].get("visual_levels", flops.VISUAL), settings["stage"].get("language_levels", ())
         learnt = 3 if {"student", "pyramid"} & set(trains) else 1
@@ -136,6 +140,32 @@ def _cost(plan: Plan, stage: Stage, home: Path) -> StageCost:
         if not summary.get("resumed_at"):  # of a resumed one only the last part was timed
             measured = float(summary.get("seconds", 0.0))
     return StageCost(stage, steps, work, kept, 2 * ADAM * weights, measured)
+
+
+def _cache_cost(plan: Plan, stage: Stage, home: Path, student: flops.Shapes) -> StageCost:
+    """Of a stage that keeps the teacher's outputs: one pass over all views and captions, in batches, and what is kept."""
+    settings = stage.settings
+    model = plan.stages[settings["teacher"]].settings["model"]
+    teacher = flops.shapes_of(model["name"], model["config"])
+    samples = sum(_samples(plan, reference, home) for reference in settings["distillation"])
+    pictures, captions = samples * (settings["augmentation"].get("views") or 1), samples * CAPTIONS
+    batch = plan.experiment.training.global_batch
+    work = (pictures * flops.image_tower(teacher) + captions * flops.text_tower(teacher)) * batch / samples
+    wide = {"fp32": 4, "fp16": 2, "int8": 2}[settings["precision"]]  # [bytes] of a number that is no map
+    if settings["part"] == "embeddings":
+        disk = wide * teacher.embedding * (pictures + (0 if settings.get("teacher_prompts") else captions))
+    else:
+        sizes = settings["pyramid"]
+        cell = 1 if settings["precision"] == "int8" else wide
+        disk = (
+            len(flops.VISUAL)
+            * pictures
+            * sizes["channels"]
+            * (cell * teacher.grid[0] * teacher.grid[1] + (4 if cell == 1 else 0))
+        )
+        disk += wide * len(flops.VISUAL) * captions * sizes["text_channels"]
+    measured = 0.0 if _done(home, stage) else None
+    return StageCost(stage, max(1, samples // batch), (0.0, work, 0.0, 1.0), disk, 0.0, measured=measured)
 
 
 def _done(home: Path, stage: Stage) -> bool:

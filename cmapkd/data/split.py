@@ -164,6 +164,7 @@ class Split:
         self.digest: str = self.manifest["digest"]
         self.strata: dict[str, int] = record["strata"]
         self._entries: list[dict[str, Any]] = record["shards"]
+        self.shards: list[str] = [entry["path"] for entry in self._entries]
         self.shard_sizes: list[int] = [entry["samples"] for entry in self._entries]
         self._ends = np.cumsum(self.shard_sizes)
         self._shards: OrderedDict[int, _Shard | str] = OrderedDict()  # a str: why the shard cannot be opened

@@ -24,6 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from cmapkd.data.split import BadSamples, CorruptSample, Split
+from cmapkd.data.taught import Taught, stack
 from cmapkd.data.transforms import MAX_PIXELS, Transform, decode_image
 from cmapkd.errors import UserError
 
@@ -32,6 +33,8 @@ __all__ = ["BadSamples", "Batches", "CorruptSample", "Split", "Stream", "batches
 # Samples among which the order is uniformly random. A larger set is shuffled by shards first and then within windows of
 # this many samples, so that reads stay within few shards at a time and the page cache works.
 SHUFFLE_WINDOW = 50_000
+# Stands for the seed where views must not depend on it.
+_VIEWS = 0x76696577
 # Token ids kept in memory, one entry for each caption.
 TOKEN_CACHE = 65_536
 
@@ -83,6 +86,8 @@ class Stream(Dataset):
         cache_bytes: memory for decoded pictures and captions, of each process that reads; 0 keeps none. It is for small sets
             and changes no result [bytes].
         max_pixels: larger pictures count as bad [pixels].
+        views: number of different views of each picture, the same whatever the seed; None: a new one in each epoch.
+        taught: what the teacher says of each view and caption, to be returned with them.
 
     Raises:
         UserError: no splits.
@@ -99,11 +104,14 @@ class Stream(Dataset):
         bad_limit: float = 0.001,
         cache_bytes: int = 0,
         max_pixels: int = MAX_PIXELS,
+        views: int | None = None,
+        taught: Taught | None = None,
     ) -> None:
         if not splits:
             raise UserError(key="data.train", reason="names no split to train on", fix='for example ["emoji_scenes/train"]')
         self.splits, self.seed, self.tokenizer, self.transform = list(splits), seed, tokenizer, transform
         self.shuffle_window, self.max_pixels = shuffle_window, max_pixels
+        self.views, self.taught = views, taught
         self._ends = np.cumsum([len(split) for split in self.splits])
         self.n = int(self._ends[-1])
         self.bad = BadSamples(self.n, bad_limit)
@@ -163,9 +171,23 @@ class Stream(Dataset):
     def _item(self, index: int, epoch: int) -> dict[str, Any]:
         key, stratum, captions, picture = self._record(index)
         rng = generator(self.seed, epoch, index)
-        caption = captions[int(rng.random() * len(captions))]
+        choice, view = int(rng.random() * len(captions)), 0
+        if self.views is not None:
+            view = int(rng.random() * self.views)
+            rng = generator(_VIEWS, view, index)
         image = self.transform(picture, rng)  # (3, H, W)
-        return {"image": image, "text": self._tokens(caption), "index": index, "key": key, "stratum": stratum}
+        item = {"image": image, "text": self._tokens(captions[choice]), "index": index, "key": key, "stratum": stratum}
+        return item if self.taught is None else {**item, "taught": self.taught.read(index, view, choice)}
+
+    def all_views(self, index: int) -> tuple[list[str], torch.Tensor]:
+        """Captions of a sample, and its picture as the transform leaves it in each of its views, (views, 3, H, W).
+
+        Raises:
+            CorruptSample: it cannot be read.
+        """
+        _, _, captions, picture = self._record(index)
+        views = [self.transform(picture, generator(_VIEWS, view, index)) for view in range(self.views or 1)]
+        return captions, torch.stack(views)
 
     def _record(self, index: int) -> tuple[str, str | None, list[str], Image.Image]:
         """Key, stratum, captions and decoded picture of a sample."""
@@ -233,7 +255,8 @@ def batches(
 
 class Batches:
     """Iterable over a rank's batches: ``image`` (b, 3, H, W) float32, ``text`` (b, context) int64, ``index`` (b,) int64,
-    ``keys`` and ``stratum`` (lists of b). Counts bad samples in ``stream.bad``, wherever they were met."""
+    ``keys`` and ``stratum`` (lists of b); ``taught``, tensors of b rows, where the teacher's outputs are read from disk.
+    Counts bad samples in ``stream.bad``, wherever they were met."""
 
     def __init__(
         self, stream: Stream, global_batch: int, rank: int, world_size: int, start_step: int, steps: int, workers: int
@@ -289,10 +312,13 @@ class _Collate:
 
 def collate(items: list[dict[str, Any]], transform: Transform) -> dict[str, Any]:
     """Join items of ``Stream.load`` into a batch and normalise its pictures."""
-    return {
+    batch = {
         "image": transform.batch(torch.stack([item["image"] for item in items])),  # (b, 3, H, W)
         "text": torch.stack([item["text"] for item in items]),  # (b, context)
         "index": torch.tensor([item["index"] for item in items], dtype=torch.int64),  # (b,)
         "keys": [item["key"] for item in items],
         "stratum": [item["stratum"] for item in items],
     }
+    if "taught" in items[0]:
+        batch["taught"] = stack([item["taught"] for item in items])
+    return batch

@@ -9,7 +9,7 @@ The pyramid is a training device: it is dropped at inference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -68,16 +68,23 @@ class VisualPyramid(nn.Module):
 
     def forward(self, taps: Sequence[Tensor], levels: Sequence[str] = VISUAL) -> dict[str, Tensor]:
         """Build the active ``levels`` from ``taps`` of blocks d/4, d/2, 3d/4, d, each (B, W, g, g)."""
-        height, width = taps[-1].shape[-2:]
-        lowest = min(VISUAL.index(level) for level in levels)
+        return self.merge(self.laterals(taps, levels), levels)
+
+    def laterals(self, taps: Sequence[Tensor], levels: Sequence[str] = VISUAL) -> dict[str, Tensor]:
+        """What `merge` needs of the taps for ``levels``: those levels and all coarser ones, each (B, C, g, g)."""
+        # A 1x1 convolution commutes with nearest upsampling, so it runs on the small grid.
+        return {level: self.lateral[level](taps[VISUAL.index(level)]) for level in needed_laterals(levels)}
+
+    def merge(self, laterals: Mapping[str, Tensor], levels: Sequence[str] = VISUAL) -> dict[str, Tensor]:
+        """The active ``levels`` from their `laterals`, top-down."""
+        height, width = laterals["P5"].shape[-2:]
         # P5: pooled 2x2; ceil_mode keeps the last row of an odd grid, averaged over the cells it has.
-        top = F.avg_pool2d(self.lateral["P5"](taps[3]), 2, ceil_mode=True, count_include_pad=False)  # (B, C, g/2, g/2)
+        top = F.avg_pool2d(laterals["P5"], 2, ceil_mode=True, count_include_pad=False)  # (B, C, g/2, g/2)
         built = {"P5": top}
-        for index in range(2, lowest - 1, -1):
-            level, scale = VISUAL[index], 2 ** (2 - index)
+        for level in reversed(needed_laterals(levels)[:-1]):
+            scale = 2 ** (2 - VISUAL.index(level))
             size = (height * scale, width * scale)
-            # A 1x1 convolution commutes with nearest upsampling, so the lateral runs on the small grid.
-            lateral = _nearest(self.lateral[level](taps[index]), size)  # (B, C, scale*g, scale*g)
+            lateral = _nearest(laterals[level], size)  # (B, C, scale*g, scale*g)
             built[level] = top = self.smooth[level](lateral + _nearest(top, size))
         return {level: built[level] for level in VISUAL if level in levels}
 
@@ -163,10 +170,9 @@ class Pyramid(nn.Module):
         if outputs.text_mask is None or outputs.summary is None:
             raise ValueError("a pyramid needs outputs with taps: call the model with taps=True")
         maps = self.visual(outputs.image_taps, visual_levels)
-        pooled = torch.stack([level.mean(dim=(2, 3)) for level in maps.values()], dim=1)  # (B, levels, C)
         read = outputs.text_taps, outputs.text_mask, outputs.summary, language_levels
         language, parts = self.language.with_tokens(*read, keep=grid is not None)
-        levels = PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
+        levels = self.bridged(maps, language)
         if grid is not None:
             rows, columns = (min(grid, patches) for patches in outputs.image_taps[-1].shape[-2:])
             sizes = {level: (rows, columns) if level in CELLED else (1, 1) for level in maps}
@@ -178,13 +184,23 @@ class Pyramid(nn.Module):
             levels.token_mask = torch.cat(masks, dim=1)
         return levels
 
+    def bridged(self, maps: dict[str, Tensor], language: Tensor) -> PyramidOutputs:
+        """The levels of a batch from their ``maps``, (B, C, h, w) each, and the ``language`` levels, (B, levels, D)."""
+        pooled = torch.stack([level.mean(dim=(2, 3)) for level in maps.values()], dim=1)  # (B, levels, C)
+        return PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
+
     @staticmethod
     def uses(parameter: str, visual_levels: Sequence[str], language_levels: Sequence[str]) -> bool:
         """Whether a parameter (by its name in this module) takes part in the given levels."""
         level = next((part for part in parameter.split(".") if part in (*VISUAL, *LANGUAGE)), None)
         if level in VISUAL:  # a level is built on all that are coarser
-            return VISUAL.index(level) >= min(VISUAL.index(active) for active in visual_levels)
+            return level in needed_laterals(visual_levels)
         return level is None or level in language_levels
+
+
+def needed_laterals(levels: Sequence[str]) -> tuple[str, ...]:
+    """Visual levels whose laterals take part in ``levels``: each is built on all that are coarser."""
+    return VISUAL[min(VISUAL.index(level) for level in levels) :]
 
 
 def segments(

@@ -269,17 +269,24 @@ class Tapped(nn.Module):
             return TowerOutputs(
                 self.model.encode_image(images, normalize=True), self.model.encode_text(tokens, normalize=True), scale
             )
+        image, image_taps = self.image_taps(images)
+        text, text_taps, mask, summary = self.text_taps(tokens)
+        dense = self._project(image_taps[-1]) if patches else None
+        return TowerOutputs(image, text, scale, image_taps, text_taps, mask, summary, dense)
+
+    def image_taps(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Normalised embeddings (B, E) of ``images`` (B, 3, H, W), and the maps of the four quarter depths."""
         seen = self.model.forward_intermediates(image=images, image_indices=self._image_indices)
+        return seen["image_features"], tuple(seen["image_intermediates"])
+
+    def text_taps(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
+        """Of ``tokens`` (B, N) the normalised embeddings (B, E), the four taps, what is no padding, the summary's place (B,)."""
         if self._hugging_face:
             text, text_taps, mask, summary = self._hugging_face_text(tokens)
-        else:
-            read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
-            text, text_taps = read["text_features"], read["text_intermediates"]
-            summary, mask = self._summary(tokens)
-        dense = self._project(seen["image_intermediates"][-1]) if patches else None
-        return TowerOutputs(
-            seen["image_features"], text, scale, tuple(seen["image_intermediates"]), tuple(text_taps), mask, summary, dense
-        )
+            return text, tuple(text_taps), mask, summary
+        read = self.model.forward_intermediates(text=tokens, text_indices=self._text_indices)
+        summary, mask = self._summary(tokens)
+        return read["text_features"], tuple(read["text_intermediates"]), mask, summary
 
     def _project(self, maps: Tensor) -> Tensor:
         """What the tower does to its pooled token, done to every patch: final norm and projection. (B, C, g, g) -> (B, E, g, g)

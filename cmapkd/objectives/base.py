@@ -58,7 +58,7 @@ class Surroundings:
 
 
 Chunks = Sequence[tuple[Tensor, Tensor]]  # micro-batches: images (b, 3, H, W) and tokens (b, N)
-Teach = Callable[[Tensor, Tensor], TeacherOutputs | None]  # what the teacher says of one
+Teach = Callable[[int], TeacherOutputs | None]  # what the teacher says of one, by its number
 
 
 class Texts(Protocol):

@@ -254,8 +254,8 @@ class CMAPKD(Objective):
         apart = [(images[rows], tokens[rows]) for (images, tokens), rows in zip(chunks, held, strict=True)]
         gradient = _task_gradient(model, parameters, [chunk for chunk in apart if len(chunk[0])]) if count > 1 else {}
         return [
-            self._gains(model, parameters, gradient, chunk, teach(*chunk), ~rows)
-            for chunk, rows in zip(chunks, held, strict=True)
+            self._gains(model, parameters, gradient, chunk, teach(number), ~rows)
+            for number, (chunk, rows) in enumerate(zip(chunks, held, strict=True))
         ]
 
     def _gains(

@@ -96,6 +96,8 @@ def _of(package: Path) -> Fingerprint:
 
 def modules_of(entry: str, method: str) -> list[str]:
     """Modules whose digest a stage or metric file of a method records: the shared entry and the method's own."""
+    if method == "teacher_cache":
+        return list(fingerprint.training_modules(method))
     return [entry] if method == "pretrained" else [entry, f"cmapkd.objectives.{method}"]
 
 

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cmapkd.config.methods import StageConfig
-from cmapkd.objectives.base import Terms
+from cmapkd.data.taught import restored
+from cmapkd.objectives.base import TeacherOutputs, Terms
 from cmapkd.training import distributed
 from cmapkd.training.launch import die_with_parent
 from cmapkd.training.stages import Distillation, Teacher
@@ -135,6 +136,8 @@ class Engine:
     def step(self, batch: Mapping[str, Any], step: int) -> Terms:
         """One optimiser step on this rank's share of the global batch; returns the loss it was taken on.
 
+        ``batch`` is one of `cmapkd.data.stream`; with ``taught`` in it the teacher is not asked.
+
         Raises:
             FloatingPointError: the loss is not finite, and no update was made; or its gradient is not, and the weights are
                 spoilt (an earlier checkpoint is not).
@@ -145,7 +148,9 @@ class Engine:
         images = batch["image"].to(self.device, self.dtype, non_blocking=True)
         tokens = batch["text"].to(self.device, non_blocking=True)
         self.engine.train()
-        terms = self._whole(images, tokens) if self.accumulation == 1 else self._accumulated(images, tokens)
+        kept = {name: value.to(self.device, non_blocking=True) for name, value in batch.get("taught", {}).items()}
+        whole = self.accumulation == 1
+        terms = self._whole(images, tokens, kept) if whole else self._accumulated(images, tokens, kept)
         norm = self.engine.get_global_grad_norm()
         self.grad_norm = float(norm) if norm is not None else 0.0
         # In fp16 an overflow is normal: DeepSpeed leaves the step out and lowers its loss scale.
@@ -154,22 +159,27 @@ class Engine:
         self._clamp_logit_scales()
         return terms
 
-    def _whole(self, images: Tensor, tokens: Tensor) -> Terms:
-        taught = self._teach(images, tokens)
-        terms: Terms = self.engine(images, tokens, taught, *self.module.look_ahead([(images, tokens)], lambda *_: taught))
+    def _whole(self, images: Tensor, tokens: Tensor, kept: Mapping[str, Tensor]) -> Terms:
+        taught = self._teach(images, tokens, kept)
+        terms: Terms = self.engine(images, tokens, taught, *self.module.look_ahead([(images, tokens)], lambda _: taught))
         self._check(terms)
         self.engine.backward(terms.total)
         self.engine.step()
         return terms
 
-    def _accumulated(self, images: Tensor, tokens: Tensor) -> Terms:
+    def _accumulated(self, images: Tensor, tokens: Tensor, kept: Mapping[str, Tensor]) -> Terms:
         chunks = list(zip(images.chunk(self.accumulation), tokens.chunk(self.accumulation), strict=True))
+        parts = {name: value.chunk(self.accumulation) for name, value in kept.items()}
+
+        def teach(number: int) -> TeacherOutputs | None:
+            return self._teach(*chunks[number], {name: part[number] for name, part in parts.items()})
+
         states, collected = [], []
-        ahead = self.module.look_ahead(chunks, self._teach)
+        ahead = self.module.look_ahead(chunks, teach)
         with torch.no_grad():
-            for chunk, more in zip(chunks, ahead, strict=True):
+            for number, (chunk, more) in enumerate(zip(chunks, ahead, strict=True)):
                 states.append(self._random_state())
-                collected.append(self.module.represent(*chunk, self._teach(*chunk), more))
+                collected.append(self.module.represent(*chunk, teach(number), more))
         after = self._random_state()
         leaves = {name: torch.cat([part[name] for part in collected]).requires_grad_() for name in collected[0]}
         terms = self.module.objective.combine(leaves)
@@ -181,7 +191,7 @@ class Engine:
         of_own = [(p, g) for p, g in zip(own, gradients[len(leaves) :], strict=True) if g is not None]
         for index, chunk in enumerate(chunks):
             self._random_state(states[index])  # dropout must draw what it drew in the first pass
-            again = self.engine(*chunk, self._teach(*chunk), ahead[index], combine=False)
+            again = self.engine(*chunk, teach(index), ahead[index], combine=False)
             surrogate = self._surrogate(again, of_leaves, index)
             if index == 0:
                 surrogate = surrogate + sum((p * g).sum() for p, g in of_own)
@@ -203,8 +213,12 @@ class Engine:
         assert total is not None  # an objective whose representations carry no gradient trains nothing
         return total
 
-    def _teach(self, images: Tensor, tokens: Tensor) -> Any:
-        return self.teacher(images, tokens) if self.teacher is not None else None
+    def _teach(self, images: Tensor, tokens: Tensor, kept: Mapping[str, Tensor]) -> TeacherOutputs | None:
+        """What the teacher says: as it was kept, or of the pictures and texts themselves."""
+        if self.teacher is None:
+            return None
+        said: TeacherOutputs = self.teacher.recall(restored(kept, self.dtype)) if kept else self.teacher(images, tokens)
+        return said
 
     def _check(self, terms: Terms) -> None:
         # On any rank: if one stopped alone, the others would wait for it until the collective's timeout.

@@ -20,12 +20,13 @@ import torch.distributed as dist
 from cmapkd.config.schema import TrainingConfig
 from cmapkd.data.split import Split
 from cmapkd.data.stream import Stream, batches
+from cmapkd.data.taught import Taught
 from cmapkd.data.transforms import TrainTransform
 from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json
 from cmapkd.plan import Stage, deepspeed_settings, uncut
 from cmapkd.provenance import Start
-from cmapkd.training import checkpoints, distributed
+from cmapkd.training import checkpoints, distributed, teacher_cache
 from cmapkd.training import failures as kinds
 from cmapkd.training.engine import Engine, start_process_group
 from cmapkd.training.failures import Failures
@@ -111,6 +112,9 @@ def train_stage(stage: Stage, results: Path, options: TrainingConfig, *, time_li
         try:
             done, lock.token = distributed.together(lambda: _begin(lock, stage), "taking the lock of the stage")[0]
             if done:
+                return
+            if stage.settings["kind"] == "cache":
+                teacher_cache.build(stage, results, device, signals, started)
                 return
             _train(stage, results, directory, options, device, lock, signals, budget, attempt, started)
         finally:
@@ -237,6 +241,8 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
     offset = round(settings["start_epochs"] * per_epoch)
     if prepared.teacher is not None:
         prepared.module.objective.start(prepared.teacher.to(run.device), TrainingTexts(stream))
+        if stream.taught is not None:
+            prepared.teacher.forget_towers()
     engine = Engine(
         prepared.module,
         prepared.teacher,
@@ -351,6 +357,10 @@ def _stream(settings: Mapping[str, Any], prepared: Prepared, results: Path, opti
     for reference in settings["distillation"]:
         dataset, _, name = reference.partition("/")
         splits.append(Split(results / "data" / dataset, name))
+    taught = None
+    if (caches := settings.get("teacher_cache")) and prepared.teacher is not None:
+        directories = {part: results / "stages" / address for part, address in caches.items()}
+        taught = Taught(directories, prepared.teacher.kept(tuple(caches)), splits)
     return Stream(
         splits,
         settings["seed"],
@@ -362,6 +372,8 @@ def _stream(settings: Mapping[str, Any], prepared: Prepared, results: Path, opti
         bad_limit=options.bad_samples,
         cache_bytes=options.cache_bytes,
         max_pixels=training["max_pixels"],
+        views=augmentation.get("views"),
+        taught=taught,
     )
 
 

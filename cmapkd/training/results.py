@@ -7,7 +7,7 @@ from typing import Any
 
 from cmapkd.data.shards import read_manifest
 from cmapkd.files import digest, sha256_of, write_json
-from cmapkd.fingerprint import fingerprint
+from cmapkd.fingerprint import training_code
 from cmapkd.models import towers
 from cmapkd.plan import Stage
 from cmapkd.provenance import Start, collect
@@ -16,10 +16,7 @@ from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Prepared, save_obje
 
 def code_of(method: str) -> str:
     """Fingerprint of the code that a stage of ``method`` runs."""
-    modules = ["cmapkd.training.loop"]
-    if method != "pretrained":
-        modules.append(f"cmapkd.objectives.{method}")
-    return fingerprint(*modules)
+    return training_code(method)
 
 
 def finish(

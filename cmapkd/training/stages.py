@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from cmapkd.errors import UserError
 from cmapkd.files import atomic_path
 from cmapkd.models import towers
 from cmapkd.models.prompts import Prompts
-from cmapkd.models.pyramid import Pyramid
+from cmapkd.models.pyramid import LANGUAGE, Pyramid, needed_laterals
+from cmapkd.models.towers import TowerOutputs
 from cmapkd.objectives.base import Chunks, Objective, Representations, Surroundings, Teach, TeacherOutputs, Terms
 
 MODEL = "model"
@@ -57,11 +58,13 @@ class Teacher(nn.Module):
         self.model, self.pyramid, self.stage = model, pyramid, stage
         self.taps, self.patches = taps or pyramid is not None, patches
         self.prompts, self.text = prompts, text
+        self.scale: Tensor
+        self.register_buffer("scale", model.model.logit_scale.detach().exp(), persistent=False)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor, tokens: Tensor) -> TeacherOutputs:
-        """Outputs for ``images`` (b, 3, H, W) and ``tokens`` (b, N)."""
+        """Outputs for ``images`` (b, 3, H, W) and ``tokens`` (b, N); `recall` gives the same from a cache."""
         read = tokens if self.text else None
         if self.adapter is not None:
             images = self.adapter(images)
@@ -72,6 +75,49 @@ class Teacher(nn.Module):
             return TeacherOutputs(outputs)
         levels = self.pyramid(outputs, self.stage.visual_levels, self.stage.language_levels, self.grid)
         return TeacherOutputs(outputs, levels)
+
+    @torch.no_grad()
+    def of_images(self, images: Tensor, part: str) -> dict[str, Tensor]:
+        """What is kept of ``images`` (b, 3, H, W): ``image`` (b, E), or the laterals of the pyramid (b, C, g, g) by level."""
+        if self.adapter is not None:
+            images = self.adapter(images)
+        if part == "pyramid":
+            assert self.pyramid is not None
+            laterals: dict[str, Tensor] = self.pyramid.visual.laterals(self.model.image_taps(images)[1])
+            return laterals
+        if self.prompts is not None:
+            return {"image": self.prompts.encode_image(self.model, images)}
+        return {"image": self.model.model.encode_image(images, normalize=True)}
+
+    @torch.no_grad()
+    def of_texts(self, tokens: Tensor, part: str) -> dict[str, Tensor]:
+        """What is kept of ``tokens`` (b, N): ``text`` (b, E), or the language levels (b, 4, D) as ``language``."""
+        if part == "pyramid":
+            assert self.pyramid is not None
+            _, taps, mask, summary = self.model.text_taps(tokens)
+            return {"language": self.pyramid.language(taps, mask, summary)}
+        return {"text": self.encode_text(tokens)}
+
+    def kept(self, parts: Sequence[str]) -> tuple[str, ...]:
+        """Names of what a stage needs of the ``parts`` that a cache holds."""
+        names = ("image", *(("text",) if self.text else ())) if "embeddings" in parts else ()
+        return (*names, *needed_laterals(self.stage.visual_levels), "language") if "pyramid" in parts else names
+
+    @torch.no_grad()
+    def recall(self, kept: Mapping[str, Tensor]) -> TeacherOutputs:
+        """The same as `forward`, as far as objectives use it, from what a cache holds (`kept`)."""
+        image = kept["image"]
+        said = TowerOutputs(image, kept.get("text", image.new_zeros(len(image), 0)), self.scale.to(image.dtype))
+        if self.pyramid is None:
+            return TeacherOutputs(said)
+        visual_levels, language_levels = self.stage.visual_levels, self.stage.language_levels
+        chosen = [LANGUAGE.index(level) for level in LANGUAGE if level in language_levels]
+        maps = self.pyramid.visual.merge({level: kept[level] for level in needed_laterals(visual_levels)}, visual_levels)
+        return TeacherOutputs(said, self.pyramid.bridged(maps, kept["language"][:, chosen]))
+
+    def forget_towers(self) -> None:
+        """Free what `recall` does not need; nothing can be encoded after that."""
+        del self.model
 
     @torch.no_grad()
     def encode_text(self, tokens: Tensor) -> Tensor:

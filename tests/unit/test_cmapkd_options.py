@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from cmapkd.config import parse_experiment
 from cmapkd.models.pyramid import LANGUAGE, VISUAL, segments
-from cmapkd.objectives.base import Representations
+from cmapkd.objectives.base import Representations, Teach
 from cmapkd.objectives.cmapkd import _task_gradient
 from cmapkd.objectives.terms import alignment, intra
 from cmapkd.objectives.terms.contrastive import info_nce
@@ -282,20 +282,25 @@ def test_gains_are_what_a_step_does_to_the_task_loss(late: bool) -> None:
             assert float(gains[rest][row, level]) == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
+def taught(teacher: Teacher, chunks: list[tuple[Tensor, Tensor]]) -> Teach:
+    """What the teacher says of each micro-batch, by its number."""
+    return lambda number: teacher(*chunks[number])
+
+
 def test_gains_do_not_depend_on_how_the_batch_is_cut() -> None:
     module, teacher = setup(**TASK)
     pictures, captions = batch(8)
-    (whole,) = module.look_ahead([(pictures, captions)], teacher)
+    (whole,) = module.look_ahead([(pictures, captions)], taught(teacher, [(pictures, captions)]))
     for sizes in ([4, 4], [2, 2, 2, 2], [3, 5]):
         chunks = list(zip(pictures.split(sizes), captions.split(sizes), strict=True))
-        parts = module.look_ahead(chunks, teacher)
+        parts = module.look_ahead(chunks, taught(teacher, chunks))
         for name, value in whole.items():
             torch.testing.assert_close(torch.cat([part[name] for part in parts]), value, rtol=1e-3, atol=1e-4)
 
 
 def test_gains_of_a_single_pair_are_not_measured() -> None:
     module, teacher = setup(**TASK)
-    (ahead,) = module.look_ahead([batch(1)], teacher)
+    (ahead,) = module.look_ahead([batch(1)], taught(teacher, [batch(1)]))
     assert not any(bool(value.any()) for value in ahead.values())
     terms = module.objective.combine(represent(module, teacher, *batch(1)))
     assert bool(torch.isfinite(terms.total))
@@ -317,7 +322,7 @@ def test_the_task_moves_alsn_and_the_distances_do_not() -> None:
 
 def test_without_the_option_nothing_is_looked_ahead() -> None:
     module, teacher = setup(alsn={"dropout": 0.0})
-    assert module.look_ahead([batch()], teacher) == [{}]
+    assert module.look_ahead([batch()], taught(teacher, [batch()])) == [{}]
     uniform, teacher = setup(tiny.stage(policy="uniform"), alsn={"objective": "task"})
     assert uniform.look_ahead([batch()], teacher) == [{}]
 
@@ -327,7 +332,7 @@ def test_looking_ahead_leaves_weights_gradients_and_randomness_alone() -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     torch.manual_seed(0)
     state, fast = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
-    module.look_ahead([batch()], teacher)
+    module.look_ahead([batch()], taught(teacher, [batch()]))
     assert torch.equal(torch.get_rng_state(), state) and torch.backends.mha.get_fastpath_enabled() == fast
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())

@@ -37,42 +37,33 @@ def models(config: Path) -> None:
         (config / "models" / f"{name}.json").write_text(json.dumps(model))
 
 
-def experiment(folder: Path) -> tuple[Plan, Path]:
+def content(**changes: Any) -> dict[str, Any]:
+    """The experiment as in a file; ``changes`` replace whole keys."""
+    levels = {"visual_levels": ["P4", "P5"], "language_levels": ["L3", "L4"], "trains": ["student", "pyramid", "alsn"]}
+    after = {"name": "next", "epochs": 0.4, "lr": 1e-3, "policy": "uniform", **levels, "trains": ["student", "pyramid"]}
+    return {
+        "name": "tiny",
+        "datasets": {"fake": {"source": "emoji_scenes"}},
+        "distillation": ["fake/train"],
+        "teacher": {"model": "tiny-teacher", "train": {"epochs": 0.4}},
+        "student": {"model": "tiny-student"},
+        "pyramid": {"channels": 8, "text_channels": 8, "heads": 2},
+        "training": {"global_batch": 8, "warmup": 0.3, "augmentation": {"scale": [0.5, 1.0], "flip": True}},
+        "schedules": {"short": [{"name": "all", "epochs": EPOCHS, "lr": 1e-3, "policy": "alsn", **levels}, after]},
+        "runs": {"CMAPKD": {"method": "cmapkd", "schedule": "short", "teacher_pyramid": "random"}},
+        "evaluation": {},
+        **changes,
+    }
+
+
+def experiment(folder: Path, **changes: Any) -> tuple[Plan, Path]:
     """A plan, and results in ``folder`` that hold the data, the teacher and its pyramid; needs a process group."""
     (folder / "config" / "models").mkdir(parents=True)
     shutil.copytree(planning.CONFIG / "deepspeed", folder / "config" / "deepspeed")
     models(folder / "config")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "CONFIG", folder / "config")
-        levels = {"visual_levels": ["P4", "P5"], "language_levels": ["L3", "L4"], "trains": ["student", "pyramid", "alsn"]}
-        plan = make_plan(
-            parse_experiment(
-                {
-                    "name": "tiny",
-                    "datasets": {"fake": {"source": "emoji_scenes"}},
-                    "distillation": ["fake/train"],
-                    "teacher": {"model": "tiny-teacher", "train": {"epochs": 0.4}},
-                    "student": {"model": "tiny-student"},
-                    "pyramid": {"channels": 8, "text_channels": 8, "heads": 2},
-                    "training": {"global_batch": 8, "warmup": 0.3, "augmentation": {"scale": [0.5, 1.0], "flip": True}},
-                    "schedules": {
-                        "short": [
-                            {"name": "all", "epochs": EPOCHS, "lr": 1e-3, "policy": "alsn", **levels},
-                            {
-                                "name": "next",
-                                "epochs": 0.4,
-                                "lr": 1e-3,
-                                "policy": "uniform",
-                                **levels,
-                                "trains": ["student", "pyramid"],
-                            },
-                        ]
-                    },
-                    "runs": {"CMAPKD": {"method": "cmapkd", "schedule": "short", "teacher_pyramid": "random"}},
-                    "evaluation": {},
-                }
-            )
-        )
+        plan = make_plan(parse_experiment(content(**changes)))
     results = folder / "results"
     write_fake(results / "data" / "fake", train=SAMPLES)
     for address, stage in plan.stages.items():
