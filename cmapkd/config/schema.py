@@ -62,7 +62,7 @@ class TeacherCacheConfig(Config):
 
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "fp16",
-        description="how the maps of its pyramid are kept; `int8` has a scale for each channel of a sample; vectors are fp16 then",
+        description="how the maps of its pyramid are kept; `int8` has a scale for each channel of a sample, vectors are fp16",
     )
 
 

@@ -155,14 +155,9 @@ def _cache_cost(plan: Plan, stage: Stage, home: Path, student: flops.Shapes) -> 
     if settings["part"] == "embeddings":
         disk = wide * teacher.embedding * (pictures + (0 if settings.get("teacher_prompts") else captions))
     else:
-        sizes = settings["pyramid"]
-        cell = 1 if settings["precision"] == "int8" else wide
-        disk = (
-            len(flops.VISUAL)
-            * pictures
-            * sizes["channels"]
-            * (cell * teacher.grid[0] * teacher.grid[1] + (4 if cell == 1 else 0))
-        )
+        sizes, cells = settings["pyramid"], teacher.grid[0] * teacher.grid[1]
+        row = cells + 4 if settings["precision"] == "int8" else wide * cells  # [bytes] of a channel
+        disk = len(flops.VISUAL) * pictures * sizes["channels"] * row
         disk += wide * len(flops.VISUAL) * captions * sizes["text_channels"]
     measured = 0.0 if _done(home, stage) else None
     return StageCost(stage, max(1, samples // batch), (0.0, work, 0.0, 1.0), disk, 0.0, measured=measured)

@@ -280,7 +280,7 @@ class Tapped(nn.Module):
         return seen["image_features"], tuple(seen["image_intermediates"])
 
     def text_taps(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-        """Of ``tokens`` (B, N) the normalised embeddings (B, E), the four taps, what is no padding, the summary's place (B,)."""
+        """Of ``tokens`` (B, N) normalised embeddings (B, E), the four taps, what is no padding, the summary's place (B,)."""
         if self._hugging_face:
             text, text_taps, mask, summary = self._hugging_face_text(tokens)
             return text, tuple(text_taps), mask, summary

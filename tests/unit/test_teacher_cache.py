@@ -78,7 +78,7 @@ def tensors(said: TeacherOutputs) -> dict[str, Tensor]:
     """All that objectives read, by name."""
     found = {"image": said.towers.image, "text": said.towers.text, "scale": said.towers.logit_scale}
     if said.pyramid is not None:
-        found |= {level: maps for level, maps in said.pyramid.maps.items()}
+        found |= said.pyramid.maps
         for name in ("pooled", "language", "visual_as_language", "language_as_visual"):
             found[name] = getattr(said.pyramid, name)
     return found
@@ -97,16 +97,17 @@ def test_the_cache_says_what_the_teacher_says(made: tuple[str, Plan, Path], run:
             assert float(cosine.min()) > (0.999 if precision == "int8" else 0.99999), name
 
 
-def test_a_training_from_the_cache_is_the_one_that_asks_the_teacher(made: tuple[str, Plan, Path]) -> None:
+def test_a_training_from_the_cache_is_the_one_that_asks_the_teacher(made: tuple[str, Plan, Path], tmp_path: Path) -> None:
     precision, plan, results = made
     if precision != "fp32":
         pytest.skip("rounded outputs lead to another training")
     stage = first_stage(plan, "CMAPKD")
+    shutil.copytree(results, tmp_path / "live")
+    # Under the same address, from which the randomness of dropout follows.
+    settings = {name: value for name, value in stage.settings.items() if name != "teacher_cache"}
+    train_stage(Stage(stage.address, settings, (), "live"), tmp_path / "live", tiny.OPTIONS)
     train_stage(stage, results, tiny.OPTIONS)
-    kept = tiny.stream(results / "stages" / stage.address)
-    asked = Stage("all-live", {name: value for name, value in stage.settings.items() if name != "teacher_cache"}, (), "live")
-    train_stage(asked, results, tiny.OPTIONS)
-    live = tiny.stream(results / "stages" / asked.address)
+    kept, live = (tiny.stream(home / "stages" / stage.address) for home in (results, tmp_path / "live"))
     assert [line["loss"] for line in kept] == pytest.approx([line["loss"] for line in live], rel=1e-4)
     assert [line["grad_norm"] for line in kept] == pytest.approx([line["grad_norm"] for line in live], rel=1e-3)
 
@@ -122,8 +123,7 @@ def test_a_picture_has_so_many_views_and_all_seeds_see_the_same(made: tuple[str,
             item = stream.load(position)[0]
             seen.setdefault(item["index"], set()).add(item["image"].numpy().tobytes())
     for index, views in seen.items():
-        assert views == {view.numpy().tobytes() for view in stream.all_views(index)[1]}
-        # The probability that one of three views is never drawn in twenty draws is below 3 (2/3)^20 = 0.001, and few differ.
+        assert views <= {view.numpy().tobytes() for view in stream.all_views(index)[1]}
         assert 1 <= len(views) <= VIEWS
     assert max(len(views) for views in seen.values()) == VIEWS
 
@@ -138,7 +138,7 @@ def test_quantised_maps_are_off_by_half_a_step(maps: np.ndarray) -> None:
 
 
 def test_rows_are_those_that_the_library_reads(made: tuple[str, Plan, Path]) -> None:
-    _, plan, results = made
+    _, _, results = made
     files = sorted((results / "stages").glob("teacher-cache-*/fake/train/*.safetensors"))
     assert len({file.parents[2].name for file in files}) == 3  # embeddings, those of the prompted teacher, pyramid
     for file in files:
@@ -155,7 +155,7 @@ def test_only_what_is_missing_is_made_again(made: tuple[str, Plan, Path], tmp_pa
     directory = copy / "stages" / stage.address
     before = {file: file.read_bytes() for file in sorted(directory.glob("fake/train/*.safetensors"))}
     assert len(before) > 1
-    whole, lost, cut = [*before][0], [*before][1], [*before][-1]
+    whole, lost, *_, cut = before
     lost.unlink()
     cut.write_bytes(before[cut][:-1])
     (directory / "stage.json").unlink()
