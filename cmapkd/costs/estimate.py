@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from cmapkd.config.schema import ExperimentConfig
+from cmapkd.config.schema import ExperimentConfig, TeacherCacheConfig
 from cmapkd.costs import flops
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import read_json
@@ -71,6 +71,7 @@ class Estimate:
     parts: Mapping[str, list[str]] = field(default_factory=dict)  # table or figure -> addresses
     network: float = 0.0  # [bytes]
     data: float = 0.0  # [bytes]
+    cache: str = ""  # what keeping the teacher's outputs takes and saves
     error: float | None = None  # largest relative error of a measured stage's total, predicted from the others
 
 
@@ -99,7 +100,35 @@ def estimate(plan: Plan, results: Path, device: str | None = None, utilisation: 
     found = {address: StageCost(**{**vars(cost), "predicted": seconds(cost)}) for address, cost in costs.items()}
     data = sum(_data_bytes(home / "data" / name / "manifest.json") for name in plan.experiment.datasets)
     weights = [c for c in costs.values() if c.stage.settings["kind"] == "pretrained"]
-    return Estimate(found, basis, _parts(plan), sum(cost.disk for cost in weights), data, _left_out(measured))
+    download = sum(cost.disk for cost in weights)
+    return Estimate(found, basis, _parts(plan), download, data, cache_effect(plan, home), _left_out(measured))
+
+
+def cache_effect(plan: Plan, home: Path) -> str:
+    """What keeping the teacher's outputs takes and saves, in operations of all trainings; empty if it serves no training."""
+    teacher, training = plan.experiment.teacher, plan.experiment.training
+    cache = teacher.cache or TeacherCacheConfig(precision="int8")
+    augmentation = training.augmentation
+    if not augmentation.repeatable:
+        augmentation = augmentation.model_copy(update={"views": 1})
+    training = training.model_copy(update={"augmentation": augmentation})
+
+    def total(kept: TeacherCacheConfig | None) -> tuple[float, float, int]:
+        changed = teacher.model_copy(update={"cache": kept})
+        other = make_plan(plan.experiment.model_copy(update={"teacher": changed, "training": training}))
+        costs = [_cost(other, stage, home) for stage in other.stages.values()]
+        caches = [cost for cost in costs if cost.stage.settings["kind"] == "cache"]
+        return sum(c.steps * sum(c.work[:3]) for c in costs), sum(c.disk for c in caches), len(caches)
+
+    (with_it, disk, count), without = total(cache), total(None)[0]
+    if not count or not without:
+        return ""
+    views = augmentation.views or 1
+    state = "kept" if teacher.cache is not None else "not kept; as `teacher.cache` they would be"
+    return (
+        f"the teacher's outputs: {state} {_size(disk)} in {cache.precision} ({views} view{'s' if views > 1 else ''}) and save "
+        f"{1 - with_it / without:.0%} of all operations"
+    )
 
 
 def changed(plan: Plan, experiment: ExperimentConfig) -> list[Stage]:
@@ -279,6 +308,8 @@ def render(costs: Estimate, plan: Plan) -> str:
         f"checkpoints of one that runs: {_size(checkpoints)}",
         f"data on disk: {_size(costs.data) if costs.data else 'not built yet'}; weights to download: {_size(costs.network)}",
     ]
+    if costs.cache:
+        lines.append(costs.cache)
     pace = [cost.measured / cost.predicted for cost in costs.stages.values() if cost.measured and cost.predicted]
     if pace:
         lines.append(

@@ -84,7 +84,7 @@ def _run(experiment: ExperimentConfig, name: str, method: Any) -> PaperRun:
 
 def _changes(method: MethodConfig, full: MethodConfig) -> tuple[str, ...]:
     """Options in which a run differs from the full method, as ``weights.align = 0``."""
-    own, other = (dict(_flat(config.model_dump(mode="json", exclude={"group"}))) for config in (method, full))
+    own, other = (dict(_flat(config.model_dump(mode="json", exclude={"group", "search"}))) for config in (method, full))
     return tuple(f"{key} = {_text(value)}" for key, value in own.items() if key not in other or other[key] != value)
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from cmapkd.config import parse_experiment
+from cmapkd.costs import estimate
 from cmapkd.data.stream import Stream, collate
 from cmapkd.data.taught import quantise, read_arrays, restored
 from cmapkd.errors import UserError
@@ -199,6 +200,30 @@ def test_a_stale_cache_is_refused(made: tuple[str, Plan, Path], tmp_path: Path, 
     action(tmp_path / "results", stage)
     with pytest.raises(UserError, match=rf"teacher\.cache.*{reason}"):
         train_stage(stage, tmp_path / "results", tiny.OPTIONS)
+
+
+def test_its_size_is_known_before_it_is_made(made: tuple[str, Plan, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan, results = made
+    monkeypatch.setattr(estimate, "CAPTIONS", 3)  # as the fake pictures have
+    home = results.parent / "tiny"
+    home.symlink_to(results.name) if not home.exists() else None
+    costs = estimate.estimate(plan, results.parent, "A100").stages
+    for address, stage in plan.stages.items():
+        if stage.settings["kind"] == "cache":
+            size = sum(array.nbytes for file in (results / "stages" / address).rglob("*.safetensors")
+                       for name, array in load_file(file).items() if name not in ("valid", "captions"))  # fmt: skip
+            assert costs[address].disk == size
+
+
+def test_a_plan_says_what_a_cache_would_take_and_save(tmp_path: Path) -> None:
+    content = example(seeds=[0])
+    content["runs"] = {"KD": {"method": "kd"}, "CMAPKD": {"method": "cmapkd"}}
+    text = estimate.render(
+        estimate.estimate(make_plan(parse_experiment(content)), tmp_path, "A100"), make_plan(parse_experiment(content))
+    )
+    assert "not kept; as `teacher.cache` they would be" in text
+    content["runs"] = {"Scratch": {"method": "scratch"}}
+    assert estimate.cache_effect(make_plan(parse_experiment(content)), tmp_path) == ""
 
 
 def test_a_new_view_in_each_epoch_cannot_be_kept() -> None:
