@@ -258,7 +258,7 @@ def _add_teacher_cache(plan: Plan, common: dict[str, Any], part: CachedPart, sai
     by = {"teacher": said["teacher"], "teacher_prompts": said["teacher_prompts"]}
     if part == "pyramid":
         by = {"teacher": said["teacher"], "teacher_pyramid": said["teacher_pyramid"]}
-    settings = {
+    settings: dict[str, Any] = {
         "kind": "cache",
         "method": {"method": "teacher_cache"},
         "part": part,
@@ -287,7 +287,7 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     addresses = []
     said = {"teacher": teacher, "teacher_pyramid": pyramid, "teacher_prompts": prompts}
     for stage in method.stages(experiment.schedules[method.schedule]):
-        parts = method.cached_parts(stage) if experiment.teacher.cache is not None else ()
+        parts: tuple[CachedPart, ...] = method.cached_parts(stage) if experiment.teacher.cache is not None else ()
         caches = {part: _add_teacher_cache(plan, common, part, said) for part in parts}
         settings = _settings(
             common,

@@ -159,7 +159,7 @@ def _shard(
                 stored = _stored(name, value, precision)
                 for key, array in stored.items():
                     collected.setdefault(f"{view}/{key}", []).append(array)
-    arrays = {"valid": valid, "captions": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)}
+    arrays: dict[str, np.ndarray] = {"valid": valid, "captions": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)}
     for name in dict.fromkeys(key.partition("/")[2] for key in collected):
         arrays[name] = np.stack([np.concatenate(collected[f"{view}/{name}"]) for view in range(views)], axis=1)
     if teacher.prompts is None:
@@ -186,4 +186,5 @@ def _stored(name: str, value: torch.Tensor, precision: str) -> dict[str, np.ndar
     if precision == "int8" and name in MAPS:
         values, scale = quantise(value)
         return {name: values, name + SCALE: scale}
-    return {name: value.float().cpu().numpy().astype(_STORED[precision])}
+    array: np.ndarray = value.float().cpu().numpy().astype(_STORED[precision])
+    return {name: array}

@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from cmapkd import plan as planning
 from cmapkd.config import parse_experiment
 from cmapkd.costs import estimate
 from cmapkd.data.stream import Stream, collate
@@ -205,8 +206,8 @@ def test_a_stale_cache_is_refused(made: tuple[str, Plan, Path], tmp_path: Path, 
 def test_its_size_is_known_before_it_is_made(made: tuple[str, Plan, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, plan, results = made
     monkeypatch.setattr(estimate, "CAPTIONS", 3)  # as the fake pictures have
-    home = results.parent / "tiny"
-    home.symlink_to(results.name) if not home.exists() else None
+    monkeypatch.setattr(planning, "CONFIG", results.parent / "config")
+    (results.parent / plan.experiment.name).symlink_to(results.name)
     costs = estimate.estimate(plan, results.parent, "A100").stages
     for address, stage in plan.stages.items():
         if stage.settings["kind"] == "cache":
@@ -218,9 +219,8 @@ def test_its_size_is_known_before_it_is_made(made: tuple[str, Plan, Path], monke
 def test_a_plan_says_what_a_cache_would_take_and_save(tmp_path: Path) -> None:
     content = example(seeds=[0])
     content["runs"] = {"KD": {"method": "kd"}, "CMAPKD": {"method": "cmapkd"}}
-    text = estimate.render(
-        estimate.estimate(make_plan(parse_experiment(content)), tmp_path, "A100"), make_plan(parse_experiment(content))
-    )
+    plan = make_plan(parse_experiment(content))
+    text = estimate.render(estimate.estimate(plan, tmp_path, "A100"), plan)
     assert "not kept; as `teacher.cache` they would be" in text
     content["runs"] = {"Scratch": {"method": "scratch"}}
     assert estimate.cache_effect(make_plan(parse_experiment(content)), tmp_path) == ""
