@@ -1,0 +1,107 @@
+"""Run the benchmarks, keep their results as JSON and Markdown, and compare them with the last ones of this machine.
+
+    python -m benchmarks --only methods,data --turns 9
+
+A ratio that moved by more than a tenth is reported; nothing fails by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import pipeline, setting, steps
+from benchmarks.measure import Row
+from cmapkd.files import read_json, write_atomic, write_json
+from cmapkd.provenance import code_version, versions
+
+GROUPS = ("methods", "data", "ranks", "pyramid", "memory")
+MOVED = 0.1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """All of it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("config/mini.yaml"))
+    parser.add_argument("--folder", type=Path, default=Path("results/bench"), help="data, teacher and caches; kept")
+    parser.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--turns", type=int, default=9, help="each thing is measured so often")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    made = setting.make(chosen.config, chosen.folder)
+    found: list[Row] = []
+    for group in chosen.only.split(","):
+        if group == "methods":
+            found += steps.methods(made, chosen.turns)
+        elif group == "pyramid":
+            found += steps.pyramid(chosen.config, chosen.folder, made, chosen.turns)
+        elif group == "data":
+            found += pipeline.data(made, chosen.turns)
+        elif group == "ranks":
+            found += pipeline.ranks(made, chosen.turns)
+        elif group == "memory":
+            found += steps.memory(made)
+        else:
+            parser.error(f"--only: {group!r} is none of {', '.join(GROUPS)}")
+    kept = chosen.folder / "bench.json"
+    before = read_json(kept) if kept.is_file() else None
+    report = {
+        "machine": machine(),
+        "threads": chosen.threads,
+        "commit": code_version()[0],
+        "rows": [row.as_json() for row in found],
+    }
+    text = table(found) + changes(found, before, report["machine"])
+    write_json(kept, {**report, "versions": versions()})
+    write_atomic(chosen.folder / "bench.md", text)
+    sys.stdout.write(text)
+
+
+def machine() -> str:
+    """What is compared with itself alone: processor and number of cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def table(found: Sequence[Row]) -> str:
+    """The rows as Markdown, ratios first."""
+    lines = ["| | ratio | to | should be | median | quartiles | |", "|---|---|---|---|---|---|---|"]
+    group = ""
+    for row in found:
+        if row.group != group:
+            group = row.group
+            lines.append(f"| **{group}** | | | | | | |")
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        bound = row.bound + {True: " (yes)", False: " (no)", None: ""}[row.kept]
+        lines.append(
+            f"| {row.name} | {ratio} | {row.reference} | {bound} | {row.value:.4g} | {row.low:.4g} to {row.high:.4g} | {row.unit} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def changes(found: Sequence[Row], before: dict[str, Any] | None, here: str) -> str:
+    """Ratios that moved since the last table of the same machine."""
+    if before is None or before["machine"] != here:
+        return ""
+    old = {(row["group"], row["name"]): row["ratio"] for row in before["rows"] if row["ratio"]}
+    moved = [
+        f"{row.group}: {row.name}: {old[row.group, row.name]:.2f} before, now {row.ratio:.2f}"
+        for row in found
+        if row.ratio and (row.group, row.name) in old and abs(row.ratio / old[row.group, row.name] - 1) > MOVED
+    ]
+    return (
+        "\n" + ("\n".join(["Moved by more than a tenth:", *moved]) if moved else "No ratio moved by more than a tenth.") + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
