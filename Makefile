@@ -58,6 +58,10 @@ cluster: setup ## the same on a SLURM of our own on this machine (root on Debian
 workflow-tests: setup
 	$(BIN)/python -m pytest tests/pipeline tests/cluster -q
 
+.PHONY: bench
+bench: setup ## measure steps, caches, data, ranks and memory against references in the same run (BENCH="--only methods,data")
+	$(BIN)/python -m benchmarks $(BENCH)
+
 .PHONY: soak
 soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0")
 	$(BIN)/python -m tests.pipeline.soak $(SOAK)

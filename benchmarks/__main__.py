@@ -82,9 +82,8 @@ def table(found: Sequence[Row]) -> str:
             lines.append(f"| **{group}** | | | | | | |")
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         bound = row.bound + {True: " (yes)", False: " (no)", None: ""}[row.kept]
-        lines.append(
-            f"| {row.name} | {ratio} | {row.reference} | {bound} | {row.value:.4g} | {row.low:.4g} to {row.high:.4g} | {row.unit} |"
-        )
+        numbers = f"{row.value:.4g} | {row.low:.4g} to {row.high:.4g} | {row.unit}"
+        lines.append(f"| {row.name} | {ratio} | {row.reference} | {bound} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 
