@@ -136,68 +136,6 @@ def _onnx(run: Finished, student: Any, folder: Path) -> dict[str, float]:
     return {f"onnx/{name}": value for name, value in found.items()}
 
 
-_WRITERS[name](run, student, folder)
-            forms.append(Form(name, _present(folder, name), _USAGE[name], missing))
-        settings = {address: dict(run.plan.stages[address].settings) for address in run.run.stages}
-        write_json(folder / "training.json", settings)
-        write_atomic(folder / "README.md", card(run, forms, licence))
-        files = {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-        record = {
-            "experiment": run.plan.experiment.name,
-            "run": run.run.directory,
-            "stages": list(run.run.stages),
-            "metrics": run.metrics.sha256,
-            "version": __version__,
-            "formats": {
-                form.name: {"missing": form.missing} if form.missing else {"files": list(form.files)} for form in forms
-            },
-            "checks": checks,
-            "files": files,
-        }
-        write_json(folder / RECORD, record)
-    return record
-
-
-def _impossible(run: Finished, name: str) -> str:
-    """Why a run has no such form; empty if it has."""
-    if name == "onnx":
-        return ""
-    if run.deploys_teacher:
-        return f"{run.method} is used with the teacher's text tower: the student alone is not what was measured"
-    if name == "hf" and (options := transformers_clip.unsupported(run.config)):
-        return f"CLIPModel of transformers has no equivalent of {'; '.join(options)}"
-    return ""
-
-
-def _open_clip(run: Finished, student: Any, folder: Path) -> dict[str, float]:
-    for name in (CONFIG, WEIGHTS):
-        shutil.copyfile(run.directory / STUDENT / name, folder / name)
-    if run.config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name"):  # open_clip looks for it in the directory itself
-        _tokenizer(run, folder)
-    return {}
-
-
-def _transformers(run: Finished, student: Any, folder: Path) -> dict[str, float]:
-    transformers_clip.write(student, run.config, folder)
-    from transformers import CLIPModel
-
-    loaded = CLIPModel.from_pretrained(folder)  # as its user will
-    return {"hf": transformers_clip.largest_difference(student, loaded, run.config)}
-
-
-def _onnx(run: Finished, student: Any, folder: Path) -> dict[str, float]:
-    model: Any = student
-    if run.deploys_teacher:
-        from cmapkd.training.stages import load_inference
-
-        model = load_inference(run.settings, run.directory)
-    (folder / "onnx").mkdir()
-    context = towers.Tapped(student).shapes().context_length
-    found = onnx_towers.write(model, run.config, context, folder / "onnx")
-    _tokenizer(run, folder / "onnx")
-    return {f"onnx/{name}": value for name, value in found.items()}
-
-
 _WRITERS = {"open_clip": _open_clip, "hf": _transformers, "onnx": _onnx}
 
 
