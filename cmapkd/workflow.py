@@ -273,6 +273,11 @@ def manuscript_files(context: PaperContext, latex: bool) -> list[str]:
     return [str(path) for path in sources(context)]
 
 
+def exports(plan: Plan, home: str) -> list[str]:
+    """Directories of the students that are exported, each seed a model of its own."""
+    return [f"{home}/export/{run.directory}" for run in plan.runs if run.name in plan.experiment.export]
+
+
 def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
     """The last lines of a successful run: where to look."""
     missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
