@@ -242,7 +242,7 @@ def _making(run: Finished) -> list[str]:
         own = stage["provenance"]
         changed = " with uncommitted changes" if own.get("dirty") is True else ""
         lines.append(
-            f"| {_code(stage['address'])} | {stage['summary']['steps']} | {_code(stage['code'])} "
+            f"| {_code(stage['address'])} | {stage['summary'].get('steps', '–')} | {_code(stage['code'])} "
             f"| {_code(own.get('commit'))}{changed} |"
         )
     versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
@@ -268,11 +268,10 @@ def _data(run: Finished, licence: str | None) -> list[str]:
     lines = ["## Data and licence", ""]
     for name, manifest in run.manifests.items():
         use = "trained on" if name in trained else "evaluated on"
-        shown = [r for r in (*experiment.distillation, *experiment.evaluation.references()) if r.partition("/")[0] == name]
-        counts = [f"{r.partition('/')[2]} {manifest['splits'][r.partition('/')[2]]['samples']:,}" for r in dict.fromkeys(shown)]
-        lines.append(
-            f"- {_code(name)} ({use}; digest {_code(manifest['digest'])}): {_plain(', '.join(counts))} samples. Made of:"
-        )
+        read = dict.fromkeys((*experiment.distillation, *experiment.evaluation.references()))
+        splits = [reference.partition("/")[2] for reference in read if reference.partition("/")[0] == name]
+        counts = [f"{split} {manifest['splits'][split]['samples']:,}" for split in splits if split in manifest["splits"]]
+        lines.append(f"- {_code(name)} ({use}; digest {_code(manifest['digest'])}): {_plain(', '.join(counts))} samples")
         credits = dict.fromkeys((s.get("licence"), s.get("attribution"), s.get("name")) for s in manifest.get("sources", ()))
         lines += [f"  - {_plain(name)}: {_plain(terms)}; {_plain(credit)}" for terms, credit, name in credits]
     chosen = f"The weights are given away under {_code(licence)}." if licence else "No licence was chosen for the weights."

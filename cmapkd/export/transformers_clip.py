@@ -16,7 +16,8 @@ That the text tower lies under ``model.text`` (``custom_text``) is a matter of n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -237,9 +238,24 @@ def processor_config(preprocess: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the bars that ``transformers`` draws for every file."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+
+
 def write(model: nn.Module, config: Mapping[str, Any], directory: Path) -> None:
     """``config.json``, ``model.safetensors``, tokenizer and picture processor of ``transformers`` into ``directory``."""
     converted = convert(model, config)
-    converted.save_pretrained(directory)
+    with quietly():
+        converted.save_pretrained(directory)
     tokenizer_for(converted.config.text_config.max_position_embeddings).save_pretrained(directory)
     write_json(directory / "preprocessor_config.json", processor_config(config["preprocess_cfg"]))

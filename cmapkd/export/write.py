@@ -119,7 +119,8 @@ def _transformers(run: Finished, student: Any, folder: Path) -> dict[str, float]
     transformers_clip.write(student, run.config, folder)
     from transformers import CLIPModel
 
-    loaded = CLIPModel.from_pretrained(folder)  # as its user will
+    with transformers_clip.quietly():
+        loaded = CLIPModel.from_pretrained(folder)  # as its user will
     return {"hf": transformers_clip.largest_difference(student, loaded, run.config)}
 
 
