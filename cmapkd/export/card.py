@@ -104,7 +104,7 @@ def card(run: Finished, forms: Sequence[Form], licence: str | None = None) -> st
     """
     rows = measured(run)
     front = yaml.safe_dump(metadata(run, rows, forms, licence), sort_keys=False, allow_unicode=True, width=110)
-    parts = (_about(run), _use(forms), _results(run, rows), _making(run), _data(run, licence), _limits(run))
+    parts = (_about(run), _use(forms), _results(run, rows), _making(run), _data(run, licence), _limits(run, rows))
     body = "\n\n".join("\n".join(part) for part in parts)
     return f"---\n{front}---\n\n{body}\n"
 
@@ -253,7 +253,7 @@ def _making(run: Finished) -> list[str]:
         f"whole run is {_code(run.address)}. Measured by commit {_code(provenance.get('commit'))}; metric file "
         f"{_code(run.metrics.sha256)}. Versions: {_plain(versions)}.",
         "",
-        "With the code at that commit and the experiment's file, these make the metrics and this export again:",
+        "With the experiment's file and the code of those commits, the first makes the metrics again; the second made this:",
         "",
         "```sh",
         shlex.join([*command, f"{home}/metrics/{run.run.directory}.json"]),
@@ -278,9 +278,8 @@ def _data(run: Finished, licence: str | None) -> list[str]:
     return [*lines, "", f"{chosen} What the licences of the data ask for holds beside that."]
 
 
-def _limits(run: Finished) -> list[str]:
-    experiment = run.plan.experiment
-    splits = ", ".join(map(_code, dict.fromkeys(experiment.evaluation.references()))) or "nothing"
+def _limits(run: Finished, rows: Mapping[tuple[str, str], Sequence[Measured]]) -> list[str]:
+    splits = ", ".join(map(_code, dict.fromkeys(split for _, split in rows))) or "nothing"
     lines = [
         "## Intended use and limits",
         "",
