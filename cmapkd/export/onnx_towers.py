@@ -106,7 +106,7 @@ def _texts(count: int, context: int) -> Tensor:
 
 def _export(tower: nn.Module, example: Tensor, source: str, target: str, path: Path) -> None:
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), _open_lengths():
             program = torch.onnx.export(
                 tower,
                 (example,),
@@ -157,13 +157,33 @@ def _compare(tower: nn.Module, examples: Callable[[int], Tensor], path: Path) ->
     worst = 0.0
     for count in BATCHES:
         inputs = examples(count)
-        expected, found = tower(inputs).numpy(), session.run(None, {source: inputs.numpy()})[0]
+        expected = tower(inputs).numpy()
+        try:
+            found = session.run(None, {source: inputs.numpy()})[0]
+        except Exception as error:  # onnxruntime's own, which have no base in common
+            reason = f"the graph does not take a batch of {count}: {str(error).strip().splitlines()[0]}"
+            raise UserError(key="format", value=f"onnx ({path.name})", reason=reason, fix="export in another format") from error
         different = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf
         if not different <= TOLERANCE:
             reason = f"a batch of {count} differs by {different:.2g} from the model, more than {TOLERANCE:g}"
             raise UserError(key="format", value=f"onnx ({path.name})", reason=reason, fix="export in another format")
         worst = max(worst, different)
     return worst
+
+
+@contextmanager
+def _open_lengths() -> Iterator[None]:
+    """While a tower is traced, ``len`` of a tensor in the module of prompts is its shape's, which may stand for any batch.
+
+    Python's own gives a number, and the exporter then fixes the batch to that of the example.
+    """
+    from cmapkd.models import prompts
+
+    prompts.len = lambda value: value.shape[0] if isinstance(value, Tensor) else len(value)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del prompts.len  # type: ignore[attr-defined]
 
 
 @contextmanager
