@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def write(model: Any, config: Mapping[str, Any], context_length: int, logit_scal
     )
     differences = {}
     for name, source, target, examples, encode in towers:
-        tower = _Tower(model, lambda values, encode=encode: encode(values, normalize=True)).eval()
+        tower = _Tower(model, partial(encode, normalize=True)).eval()
         _export(tower, examples(TRACED), source, target, directory / name)
         differences[name] = _compare(tower, examples, directory / name)
     about = {**preprocess, "context_length": context_length, "logit_scale": logit_scale}
