@@ -15,7 +15,7 @@ from cmapkd.config.schema import DEFAULT_SCHEDULES, ExperimentConfig
 from cmapkd.config.tuning import tuned_values
 from cmapkd.errors import UserError, nearest
 
-LARGEST = 100_000  # values of an experiment; the largest of `config/` holds some 1,000
+LARGEST = 100_000  # values of an experiment; that of mini has 756 with every default written out
 DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
 SHOWN = 100  # characters of a wrong value that a message repeats
 _WHOLE, _NUMBER, _MAPPING = "must be a whole number", "must be a number", "must be a mapping of keys to values"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cmapkd.errors import UserError
-from cmapkd.export.record import verify
+from cmapkd.export.record import NOTES, verify
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
@@ -21,7 +21,9 @@ class Api(Protocol):
 
     def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> Any: ...
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, repo_type: str, commit_message: str) -> Any: ...
+    def upload_folder(
+        self, *, repo_id: str, folder_path: str, repo_type: str, commit_message: str, ignore_patterns: list[str]
+    ) -> Any: ...
 
 
 def check(repository: str, agreed: bool, public: bool = False) -> None:
@@ -64,7 +66,13 @@ def push(directory: Path, repository: str, *, agreed: bool, public: bool = False
     message = f"{record['experiment']}: {record['run']} ({record['metrics'][:12]})"
     try:
         api.create_repo(repository, repo_type="model", private=not public, exist_ok=True)
-        done = api.upload_folder(repo_id=repository, folder_path=str(directory), repo_type="model", commit_message=message)
+        done = api.upload_folder(
+            repo_id=repository,
+            folder_path=str(directory),
+            repo_type="model",
+            commit_message=message,
+            ignore_patterns=list(NOTES),
+        )
     except Exception as error:  # its own errors, those of the network, and of the file system
         reason = f"the Hub did not take it: {type(error).__name__}: {without_tokens(str(error))}"
         fix = "log in with `hf auth login` or set HF_TOKEN to one that may write there"

@@ -15,6 +15,7 @@ from cmapkd.errors import UserError
 from cmapkd.files import read_json, sha256_of
 
 RECORD = "export.json"
+NOTES = (".snakemake_timestamp",)  # what Snakemake leaves in a directory that a rule makes; no part of an export
 
 
 def check_target(directory: Path, overwrite: bool = False) -> None:
@@ -57,7 +58,7 @@ def verify(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(key=str(directory), reason=f"has no {RECORD}", fix="export the run again")
     record: dict[str, Any] = read_json(path)
-    found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()} - {RECORD}
+    found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()} - {RECORD, *NOTES}
     odd = sorted(found ^ set(record["files"]))
     odd += [name for name, sha256 in record["files"].items() if name in found and sha256_of(directory / name) != sha256]
     if odd:

@@ -29,7 +29,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 
 def snakemake(checkout: Checkout, *arguments: str, results: str, check: bool = True) -> str:
-    options = ["--cores", "1", "--configfile", "odd.yaml", "--config", f"results={results!r}"]
+    (checkout.root / "results.yaml").write_text(yaml.safe_dump({"results": results}))
+    options = ["--cores", "1", "--configfile", "odd.yaml", "results.yaml"]
     done = checkout.run("snakemake", *arguments[:-1], *options, "--", *arguments[-1:], check=check)
     return done.stdout + done.stderr
 

@@ -17,7 +17,7 @@ from exported import RUN, TEXTS, pictures, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from synthetic_results import Tree, edit_json
+from synthetic_results import Tree, edit_json, experiment_of
 from typer.testing import CliRunner
 
 from cmapkd.cli import app
@@ -27,7 +27,9 @@ from cmapkd.export.finished import finished
 from cmapkd.export.write import export
 from cmapkd.files import sha256_of
 from cmapkd.models import towers
+from cmapkd.plan import make_plan
 from cmapkd.training.stages import seeded
+from cmapkd.workflow import exports
 
 EXACT = 1e-5  # of normalised embeddings, where the same sums are done in another order in fp32 (a unit of rounding is 6e-8)
 
@@ -95,7 +97,7 @@ def test_onnx_gives_equal_embeddings_for_any_batch_and_either_padding(tree: Tree
         assert np.abs(text.run(None, {"input_ids": padded.numpy()})[0] - expected).max() < 1e-4
     assert np.abs(text.run(None, {"input_ids": tokens[:1].numpy()})[0] - expected[:1]).max() < 1e-4
     assert about["context_length"] == 16
-    assert about["logit_scale"] == pytest.approx(float(own.logit_scale.exp()))
+    assert about["logit_scale"] == pytest.approx(float(own.logit_scale.detach().exp()))
     assert about["mean"] == list(open_clip.constants.OPENAI_DATASET_MEAN)
 
 
@@ -202,6 +204,15 @@ def test_the_command_says_what_to_install(tree: Tree, tmp_path: Path, monkeypatc
     done = CliRunner().invoke(app, [*arguments, "--format", "open_clip", "--licence", "mit"])
     assert done.exit_code == 0, done.output
     assert "license: mit\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_key_export_names_runs_and_is_empty_by_default(tree: Tree) -> None:
+    assert tree.experiment.export == ()
+    assert exports(tree.plan, "home") == []
+    named = make_plan(experiment_of(export=["w/o ALSN (uniform)", RUN], seeds=[0, 1]))
+    assert exports(named, "home") == [f"home/export/{run}/{seed}" for run in (RUN, "w-o-ALSN-uniform") for seed in (0, 1)]
+    with pytest.raises(UserError, match=r"names no run 'CMAPK'.*did you mean 'CMAPKD'"):
+        experiment_of(export=["CMAPK"])
 
 
 CONVERTIBLE = {

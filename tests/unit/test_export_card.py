@@ -151,10 +151,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_push_sends_the_folder_to_a_private_repository(folder: Path) -> None:
     hub = FakeHub()
+    (folder / ".snakemake_timestamp").touch()
     told = push.push(folder, "owner/name", agreed=True, api=hub)
     assert [call for call, _ in hub.calls] == ["create", "upload"]
     assert hub.calls[0][1] == {"repo_id": "owner/name", "repo_type": "model", "private": True, "exist_ok": True}
     assert hub.calls[1][1]["folder_path"] == str(folder)
+    assert hub.calls[1][1]["ignore_patterns"] == [".snakemake_timestamp"]
     assert SECRET not in told
     assert SECRET not in repr(hub.calls)
     push.push(folder, "owner/name", agreed=True, public=True, api=hub)

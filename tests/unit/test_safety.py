@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import stat
 import tarfile
 import zipfile
@@ -19,6 +20,8 @@ import public_fixtures as make
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic_metrics import context, write_all
 from test_public_sources import build, read
 
@@ -32,6 +35,7 @@ from cmapkd.models import towers
 from cmapkd.paper.metrics import Metrics
 from cmapkd.provenance import collect
 from cmapkd.training.locks import StageLock
+from cmapkd.workflow import quoted, results_folder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -249,6 +253,18 @@ def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
     own += [own, own]
     with pytest.raises(UserError, match=r"aliases|nested"):
         parse_experiment({"name": own})
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_a_quoted_path_is_one_word_once_snakemake_has_formatted_it(name: str) -> None:
+    assert shlex.split(quoted(name).format()) == [name]
+
+
+@pytest.mark.parametrize("name", ["-x", "--help", "a{run}", "a}", "a*b", "a[b]", "a?", "a\nb", "", " ", 5, None])
+def test_folders_of_results_that_would_be_misread_are_refused(name: Any) -> None:
+    with pytest.raises(UserError, match="fix:"):
+        results_folder(name)
+    assert results_folder('it\'s; $(x) `y` "z" & -rf') == Path('it\'s; $(x) `y` "z" & -rf')
 
 
 SECRETS = ("HF_TOKEN", "NPM_TOKEN", "AWS_SECRET_ACCESS_KEY", "SLURM_JWT", "GITHUB_TOKEN", "WANDB_API_KEY")
