@@ -109,7 +109,7 @@ def _configuration(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]
     shared = {"hidden_act": activation, "layer_norm_eps": 1e-5, "projection_dim": given["embed_dim"]}
     return {
         "projection_dim": given["embed_dim"],
-        "logit_scale_init_value": float(model.logit_scale.detach()),  # type: ignore[operator,arg-type]
+        "logit_scale_init_value": float(model.logit_scale.detach()),  # type: ignore[operator]
         "vision_config": {
             **shared,
             "hidden_size": vision.width,

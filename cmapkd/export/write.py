@@ -66,7 +66,8 @@ def export(
         onnx_towers.check_packages()
     with made_beside(directory) as folder, torch.no_grad():
         student = towers.load(run.directory / STUDENT).eval()
-        forms, checks = [], {}
+        forms: list[Form] = []
+        checks: dict[str, float] = {}
         for name in FORMATS:
             if formats is not None and name not in formats:
                 continue

@@ -212,6 +212,24 @@ def test_a_zip_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         build(options.CocoCaptionsConfig, root, tmp_path / "out", splits=("train",))
 
 
+def test_a_zip_damaged_at_any_place_is_a_users_error(tmp_path: Path) -> None:
+    root = make.coco(tmp_path / "root", "train", ids=range(1, 3))
+    file = root / "annotations" / "captions_train2017.json"
+    packed = root / "annotations_trainval2017.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        out.write(file, "annotations/captions_train2017.json")
+    file.unlink()
+    whole = packed.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 7):
+        packed.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            build(options.CocoCaptionsConfig, root, tmp_path / f"out{at}", splits=("train",))
+        except UserError:
+            refused += 1
+    assert refused > len(whole) / 14  # dates and the like may change
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
