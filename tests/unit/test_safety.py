@@ -230,6 +230,22 @@ def test_a_zip_damaged_at_any_place_is_a_users_error(tmp_path: Path) -> None:
     assert refused > len(whole) / 14  # dates and the like may change
 
 
+@pytest.mark.timeout(60)
+def test_pipes_and_files_larger_than_memory_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    make.write(root / "good.png", make.png(1))
+    os.mkfifo(root / "pipe.png")
+    (root / "folder.png").mkdir()
+    with (root / "huge.png").open("wb") as file:
+        file.truncate(2**40)  # takes no place on the disk
+    names = ("good.png", "pipe.png", "folder.png", "huge.png")
+    make.write(root / "table.csv", "image,caption\n" + "".join(f"{name},a caption\n" for name in names))
+    keys = {"table": "table.csv", "image_column": "image", "caption_columns": ("caption",), "splits": ("train",)}
+    report = build(options.OwnConfig, root, tmp_path / "out", bad_pictures=0.9, **keys)
+    assert report["leakage"]["train"]["left_out"] == {"damaged": 3}
+    assert [sample.image for sample in read(tmp_path / "out", "train")] == [make.png(1)]
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
