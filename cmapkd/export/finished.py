@@ -17,7 +17,7 @@ from cmapkd.files import digest, read_json, sha256_of
 from cmapkd.paper.experiment import paper_context
 from cmapkd.paper.metrics import MetricFile, Metrics
 from cmapkd.plan import TEACHER, Plan, Run
-from cmapkd.runs import DEPLOYED_TEACHER, RUN, STUDENT, find_run
+from cmapkd.runs import DEPLOYED_TEACHER, RUN, STUDENT, find_run, teacher_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,21 +80,20 @@ class Finished:
 
 
 def resolve(plan: Plan, name: str) -> Run:
-    """A run by ``<run>/<seed>``, or by its name alone where there is one seed.
+    """A run by ``<run>/<seed>``, with its name or that of its folder, or by either alone where there is one seed.
 
     Raises:
         UserError: no such run, or a name of several seeds.
     """
-    if "/" in name:
-        directories = [run.directory for run in plan.runs if run.name == name.rpartition("/")[0]]
-        seed = name.rpartition("/")[2]
-        return find_run(plan, next((directory for directory in directories if directory.endswith(f"/{seed}")), name))
-    found = [run for run in plan.runs if name in (run.name, run.directory.rpartition("/")[0])]
+    if name == TEACHER:
+        name = f"{TEACHER}/{teacher_seed(plan.experiment)}"
+    found = [run for run in plan.runs if name in (run.name, run.directory.rpartition("/")[0])]  # a name may hold a slash
     if len(found) > 1:
         known = ", ".join(run.directory for run in found)
         raise UserError(
             key="run", value=name, reason="has several seeds, and each is a model of its own", fix=f"name one: {known}"
         )
+    found = found or [run for run in plan.runs if name == f"{run.name}/{run.seed}"]
     return found[0] if found else find_run(plan, name)
 
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from cmapkd.cli import app
 from cmapkd.errors import UserError
 from cmapkd.export import onnx_towers, record, transformers_clip
-from cmapkd.export.finished import finished
+from cmapkd.export.finished import finished, resolve
 from cmapkd.export.write import export
 from cmapkd.files import sha256_of
 from cmapkd.models import towers
@@ -191,6 +191,11 @@ def test_a_run_of_several_seeds_and_an_unknown_one_are_named(tmp_path: Path) -> 
     assert finished(several.plan, f"{RUN}/0", tmp_path).run.seed == 0
     with pytest.raises(UserError, match="did you mean"):
         finished(several.plan, "CMAPK/0", tmp_path)
+    for name in ("w/o ALSN (uniform)/1", "w-o-ALSN-uniform/1"):
+        assert resolve(several.plan, name).directory == "w-o-ALSN-uniform/1"
+    one = make_plan(experiment_of())
+    assert [resolve(one, name).directory for name in ("w/o ALSN (uniform)", "w-o-ALSN-uniform")] == ["w-o-ALSN-uniform/0"] * 2
+    assert resolve(one, "Teacher") == resolve(one, "Teacher/0")
 
 
 def test_the_command_says_what_to_install(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,12 @@ def run(tree: Tree) -> finished.Finished:
     return finished.finished(tree.plan, "KD", tree.home.parent)
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is the same with fewer; the test of the intervals takes as many as a card."""
+    monkeypatch.setattr(card, "SAMPLES", 200)
+
+
 def test_every_number_is_that_of_the_metric_file(run: finished.Finished) -> None:
     text = card.card(run, FORMS)
     measured = run.metrics.content["metrics"]
@@ -60,7 +66,8 @@ def test_every_number_is_that_of_the_metric_file(run: finished.Finished) -> None
         assert float(value[1]) <= float(value[0]) <= float(value[2])
 
 
-def test_intervals_of_a_share_are_those_of_the_binomial(run: finished.Finished) -> None:
+def test_intervals_of_a_share_are_those_of_the_binomial(run: finished.Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "SAMPLES", 10_000)
     rows = {(task, split, row.metric): row for (task, split), rows in card.measured(run).items() for row in rows}
     row = rows["zeroshot", "emoji_scenes/test_render", "top5"]  # each picture is asked once
     count = len(run.arrays["zeroshot/emoji_scenes/test_render/ranks"])
@@ -97,6 +104,16 @@ def test_it_says_how_it_was_made_and_what_is_missing(run: finished.Finished) -> 
     assert card.card(run, FORMS) == text  # the same bytes
     assert "laptop" not in text  # the host of the made-up provenance
     assert str(run.directory) not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Teacher", "The teacher of"), ("Scratch", "trained without a teacher"), ("KD", "trained from a teacher")],
+)
+def test_each_kind_of_run_says_what_it_is(name: str, words: str, tree: Tree) -> None:
+    text = card.card(finished.finished(tree.plan, name, tree.home.parent), FORMS)
+    assert words in text
+    assert ("Teacher: `mini-teacher`, trained in the same experiment" in text) == (name == "KD")
 
 
 def test_names_cannot_break_out_of_the_card(tmp_path: Path) -> None:
