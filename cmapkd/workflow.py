@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -14,6 +15,7 @@ import yaml
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
+from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
 from cmapkd.paper import build
@@ -26,6 +28,31 @@ from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import find_run, teacher_seed
+
+
+def results_folder(name: Any) -> Path:
+    """The folder of all results, by the configuration's key ``results``.
+
+    Raises:
+        UserError: a name that Snakemake would take for a pattern, or a program for an option.
+    """
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise UserError(
+            key="results", value=name, reason="is no name of a folder", fix="write it as text: results='my results'"
+        )
+    path = Path(name).expanduser()
+    if found := re.search(r"[{}\x00-\x1f*?\[\]]", str(path)):
+        reason = f"holds {found[0]!r}, which the names of Snakemake's files cannot"
+        raise UserError(key="results", value=str(name), reason=reason, fix="name another folder")
+    if str(path).startswith("-"):
+        reason = "begins with a dash, so programs would take it for an option"
+        raise UserError(key="results", value=str(name), reason=reason, fix=f"write it in full: {path.absolute()}")
+    return path
+
+
+def quoted(path: str | Path) -> str:
+    """A path as one word of a shell line that Snakemake formats before it is run."""
+    return shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
 
 
 def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:
@@ -270,6 +297,11 @@ def manuscript_files(context: PaperContext, latex: bool) -> list[str]:
         sys.stderr.write(f"The manuscript is left out: there is no {', '.join(missing)} here.\n")
         return []
     return [str(path) for path in sources(context)]
+
+
+def exports(plan: Plan, home: str) -> list[str]:
+    """Directories of the students that are exported, each seed a model of its own."""
+    return [f"{home}/export/{run.directory}" for run in plan.runs if run.name in plan.experiment.export]
 
 
 def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:

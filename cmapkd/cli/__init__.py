@@ -16,6 +16,7 @@ import typer
 
 from cmapkd import __version__
 from cmapkd.cli import paper as commands
+from cmapkd.cli.export import export
 from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, plan_of
 from cmapkd.errors import UserError, nearest
 
@@ -292,7 +293,7 @@ def site(
         typer.echo(f"written: {profile}", err=True)
 
 
-for command in (commands.trace, commands.verify, commands.compare):
+for command in (commands.trace, commands.verify, commands.compare, export):
     app.command()(command)
 
 

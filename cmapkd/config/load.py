@@ -15,6 +15,7 @@ from cmapkd.config.schema import DEFAULT_SCHEDULES, ExperimentConfig
 from cmapkd.config.tuning import tuned_values
 from cmapkd.errors import UserError, nearest
 
+LARGEST = 100_000  # values of an experiment; that of mini has 756 with every default written out
 DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
 SHOWN = 100  # characters of a wrong value that a message repeats
 _WHOLE, _NUMBER, _MAPPING = "must be a whole number", "must be a number", "must be a mapping of keys to values"
@@ -115,6 +116,9 @@ def parse_experiment(
     Raises:
         UserError: as in `load_experiment`.
     """
+    if _outgrows(content):
+        reason = f"holds more than {LARGEST:,} values once its YAML aliases (*name) are written out"
+        raise UserError(key=origin, reason=reason, fix="no experiment is that large: write out the few values that are meant")
     plain: dict[str, Any] = _plain(content, origin, ())
     if isinstance(plain.get("runs"), dict):
         eligible = plain["runs"] if tuning is None else _based_on(tuning, plain["runs"])
@@ -144,6 +148,22 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _outgrows(content: Any) -> bool:
+    """Whether there are more than `LARGEST` values, each counted as often as it is referred to.
+
+    A few lines of aliases of aliases stand for billions of values; counting stops at the limit.
+    """
+    waiting, seen = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen > LARGEST:
+            return True
+        if depth <= DEEPEST and isinstance(value, Mapping | list | tuple):  # what is deeper has an error of its own
+            waiting += [(entry, depth + 1) for entry in (value.values() if isinstance(value, Mapping) else value)]
+    return False
 
 
 def _plain(value: Any, origin: str, location: tuple[str, ...]) -> Any:

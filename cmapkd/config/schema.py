@@ -258,6 +258,11 @@ class ExperimentConfig(Config):
         "gets the values found; a value given here wins, unless it is the one that the search started from",
     )
     paper: PaperConfig = Field(PaperConfig(), description="what is printed")
+    export: tuple[str, ...] = Field(
+        (),
+        description="runs whose students the workflow also writes as open_clip, `transformers` and ONNX, with a model card "
+        "(`cmapkd export`); needs the extra `export`",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
@@ -288,6 +293,9 @@ class ExperimentConfig(Config):
                 raise ValueError(
                     f"tuning.runs = {list(self.tuning.runs)} names no run {run!r}; {nearest(run, list(self.runs))}"
                 )
+        for run in self.export:
+            if run not in self.runs:
+                raise ValueError(f"export = {list(self.export)} names no run {run!r}; {nearest(run, list(self.runs))}")
         if self.paper.weights_run and self.paper.weights_run not in self.runs:
             run = self.paper.weights_run
             raise ValueError(f"paper.weights_run = {run!r} names no run; {nearest(run, list(self.runs))}")

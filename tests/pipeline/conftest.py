@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+CANARY = "hush-this-is-a-secret-4711"  # in the environment of every command; it may be in nothing that they leave
+SECRETS = ("HF_TOKEN", "NPM_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN")
 # Results of the finished experiment, once there are any in this session: other tests compare with them.
 FINISHED: list[Path] = []
 
@@ -32,7 +34,8 @@ class Checkout:
     def environment(self) -> dict[str, str]:
         """This environment, with its programs and the copy's own package."""
         programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**os.environ, "PYTHONPATH": str(self.root), "PATH": programs}
+        secrets = dict.fromkeys(SECRETS, CANARY)
+        return {**os.environ, **secrets, "PYTHONPATH": str(self.root), "PATH": programs}
 
     def run(self, *command: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """A command in the copy, with this environment's programs and the copy's own package."""

@@ -17,7 +17,7 @@ from cmapkd.paper.experiment import paper_context
 from cmapkd import workflow as parts
 
 try:
-    RESULTS = Path(config.get("results", "results"))
+    RESULTS = parts.results_folder(config.get("results", "results"))
     EXPERIMENT = parse_experiment({key: value for key, value in config.items() if key != "results"})
     PLAN = make_plan(EXPERIMENT)
     PAPER = paper_context(EXPERIMENT, RESULTS)

@@ -10,8 +10,8 @@ container: IMAGE
 # Jobs use the Python that runs the workflow and the package beside it, unless they run in a container, which has its own.
 shell.prefix(
     "set -euo pipefail; "
-    f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH="{Path(sys.executable).parent}:$PATH"; '
-    f'export PYTHONPATH="{REPOSITORY}"; '
+    f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH={parts.quoted(Path(sys.executable).parent)}:"$PATH"; '
+    f"export PYTHONPATH={parts.quoted(REPOSITORY)}; "
     f"{parts.launch_variables(SITE, LAYOUT, IMAGE, workflow.deployment_settings)}"
 )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +22,7 @@ from cmapkd.data.sources.public import parquet
 from cmapkd.data.sources.public.annotations import clean
 from cmapkd.data.sources.public.base import Entry, PublicSource, Report
 from cmapkd.data.sources.public.download import PublicFile
+from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
 from cmapkd.data.sources.public.stores import Store
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, sha256_of
@@ -59,13 +61,7 @@ class Own(PublicSource):
         empty = True
         for entry in entries:
             empty = False
-            path = self.root / entry.picture
-            try:
-                yield entry, path.read_bytes()
-            except FileNotFoundError:
-                yield entry, ValueError("missing")
-            except OSError as error:
-                yield entry, ValueError(f"cannot be read: {error.strerror}")
+            yield entry, _encoded(self.root / entry.picture)
         if empty:
             where = f"rows of {table.name} with {split!r} as {self.config.split_column}" if table else f"pictures in {split}/"
             raise self._error(self.root, f"has no {where}", "take the split out of `splits`, or add them")
@@ -239,6 +235,21 @@ class Own(PublicSource):
 
     def _error(self, path: Path, reason: str, fix: str) -> UserError:
         return UserError(key=f"{self.name}: root", value=str(path), reason=reason, fix=fix)
+
+
+def _encoded(path: Path) -> bytes | ValueError:
+    """The bytes of a file, or why there are none; a pipe would never end, and a file may be larger than memory."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return ValueError("is no file")
+        if about.st_size > MAXIMUM_BYTES:
+            return ValueError(f"{about.st_size} bytes, more than the limit of {MAXIMUM_BYTES}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return ValueError("missing")
+    except OSError as error:
+        return ValueError(f"cannot be read: {error.strerror}")
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ class Annotations:
                 yield io.TextIOWrapper(stream, "utf-8-sig")
         except UnicodeDecodeError as error:
             raise self.error(f"is not UTF-8 ({error.reason} at byte {error.start})") from None
-        except (OSError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise self.error(f"cannot be read: {error}") from None
 
     def load(self, expected: Mapping[str, type], of: str) -> dict[str, Any]:
