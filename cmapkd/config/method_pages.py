@@ -109,7 +109,8 @@ def _stages(method: type[methods.MethodConfig]) -> Iterator[str]:
         groups = "".join(f"; {group} {document.number(rate)}" for group, rate in stage.group_lr.items())
         rates = f"{document.number(stage.lr)}{groups}"
         policy = stage.policy if run.uses_pyramid else "–"
-        yield f"| `{stage.name}` | {document.number(stage.epochs)} | {levels} | {rates} | {', '.join(stage.trains)} | {policy} |"
+        cells = (f"`{stage.name}`", document.number(stage.epochs), levels, rates, ", ".join(stage.trains), policy)
+        yield f"| {' | '.join(cells)} |"
 
 
 def _cost(tag: str, results: Path) -> Iterator[str]:

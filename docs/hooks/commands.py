@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from mkdocs.structure.files import File, Files
 
 from cmapkd.cli import app
 
-EXIT_CODES = """Exit codes: 0 done; 1 `cmapkd verify` found something; 2 a mistake that the message explains (key, value, reason, fix);
-75 a training stopped with a checkpoint before it was done: [run it again](interruptions.md)."""
+EXIT_CODES = """Exit codes: 0 done; 1 `cmapkd verify` found something; 2 a mistake that the message explains (key, value,
+reason, fix); 75 a training stopped with a checkpoint before it was done: [run it again](interruptions.md)."""
 _WORDS = {Path: "path", str: "text", int: "whole number", float: "number"}
 
 
@@ -65,12 +64,10 @@ def _row(parameter: Any) -> str:
     flag = getattr(parameter, "is_flag", False)
     annotation = parameter.type_descriptor.annotation
     one = get_args(annotation)[0] if _many(parameter) else annotation
-    value = "–" if flag else f"{_WORDS[one]}{', repeatable' if _many(parameter) else ''}"
+    value = "–" if flag else f"{_WORDS.get(one, getattr(one, "__name__", str(one)))}{', repeatable' if _many(parameter) else ''}"
     default = parameter.default() if callable(parameter.default) else parameter.default
     empty = default is None or default == "" or default == () or (flag and default is False)
-    given = (
-        "**required**" if parameter.required else "–" if empty else f"`{os.fspath(default) if _is_path(default) else default}`"
-    )
+    given = "**required**" if parameter.required else "–" if empty else f"`{default}`"
     help_text = _cell(getattr(parameter, "help", None) or "")
     return f"| {', '.join(names) or f'`{_shown(parameter)}`'} | {value} | {given} | {help_text} |"
 
@@ -86,10 +83,6 @@ def _many(parameter: Any) -> bool:
 
 def _is_option(parameter: Any) -> bool:
     return str(parameter.param_type_name) == "option"
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, os.PathLike)
 
 
 def _anchor(name: str) -> str:

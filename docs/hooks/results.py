@@ -8,6 +8,7 @@ prints the whole chain.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,7 @@ def _link(home: Path, table: Mapping[str, Any], row: str, column: str) -> str:
     parents = table["cells"][row][column]["parents"]
     file = next((p["file"] for p in parents if p["run"] == row), parents[0]["file"])
     target = f"runs.md#{_anchor(file)}" if file.startswith("metrics/") else "experiment.yaml"
-    command = (
-        f"cmapkd trace {table['table']} '{row}' {column}" if " " in row else f"cmapkd trace {table['table']} {row} {column}"
-    )
+    command = shlex.join(["cmapkd", "trace", table["table"], row, column])
     return f'{target} "{command}"'.replace("|", "\\|")
 
 
