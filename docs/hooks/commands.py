@@ -64,7 +64,8 @@ def _row(parameter: Any) -> str:
     flag = getattr(parameter, "is_flag", False)
     annotation = parameter.type_descriptor.annotation
     one = get_args(annotation)[0] if _many(parameter) else annotation
-    value = "–" if flag else f"{_WORDS.get(one, getattr(one, "__name__", str(one)))}{', repeatable' if _many(parameter) else ''}"
+    word = _WORDS.get(one, getattr(one, "__name__", str(one)))
+    value = "–" if flag else f"{word}, repeatable" if _many(parameter) else word
     default = parameter.default() if callable(parameter.default) else parameter.default
     empty = default is None or default == "" or default == () or (flag and default is False)
     given = "**required**" if parameter.required else "–" if empty else f"`{default}`"
