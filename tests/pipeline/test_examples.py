@@ -1,7 +1,7 @@
 """Examples of README and documentation, run as they stand there, on the finished smoke experiment.
 
-What the pages say of `mini` is done with `smoke`: the words `results/mini` and `config/mini.yaml` are replaced, and a command that
-takes an experiment and names none gets that one.
+What the pages say of `mini` is done with `smoke`: the words `results/mini` and `config/mini.yaml` are replaced, and a command
+that takes an experiment and names none gets that one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ def as_smoke(words: list[str]) -> list[str]:
     words = [word if word.startswith("docs/") else word.replace("results/mini", "results/smoke") for word in words]
     words = [EXPERIMENT if word == "config/mini.yaml" else word for word in words]
     if words[0] == "cmapkd":
-        own = (
-            [] if "--experiment" in words or "verify" in words or not takes_experiment(words) else ["--experiment", EXPERIMENT]
-        )
+        names_one = "--experiment" in words or "verify" in words  # verify finds it beside the results
+        own = ["--experiment", EXPERIMENT] if takes_experiment(words) and not names_one else []
         return [sys.executable, "-m", *words, *own]
     if words[0] == "snakemake":
         own = ["--profile", "workflow/profiles/local", "--cores", "2"]
