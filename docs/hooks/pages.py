@@ -10,6 +10,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -72,8 +73,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(part if code else _LINK.sub(led, part) for part, code in _parts(markdown))
 
 
-def _complete(nav: list[dict[str, list[str]]], written: list[str]) -> list[dict[str, list[str]]]:
-    named = {uri for section in nav for pages in section.values() for uri in pages}
+def _complete(nav: list[dict[str, Any]], written: list[str]) -> list[dict[str, Any]]:
+    entries = [entry for section in nav for pages in section.values() for entry in pages]
+    named = {uri for entry in entries for uri in (entry.values() if isinstance(entry, dict) else [entry])}
     for uri in written:
         if uri not in named:
             title = SECTIONS.get(uri.partition("/")[0], OTHERS)
