@@ -28,8 +28,9 @@ PAGES = {  # file of the repository -> its page
 SECTIONS = {"data": "Data sets", "methods": "Methods", "results": "Results"}  # folder of docs/ -> section of the navigation
 OTHERS = "Guides"
 SHOWN = (".png", ".jpg", ".svg", ".pdf", ".html")  # browsers show these; other files get .txt, so that they are shown too
-_LINK = re.compile(r"(?P<before>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^)\s]+)(?P<after>(?:\s+\"[^\"]*\")?\))")
-_CODE = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$|`[^`\n]+`)", flags=re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence) *$)", flags=re.DOTALL | re.MULTILINE)
+# A link, whose text may hold code; or code, in which nothing is a link.
+_LINK = re.compile(r"(?P<before>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^)\s]+)(?P<after>(?:\s+\"[^\"]*\")?\))|`[^`\n]+`")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -68,7 +69,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = next((source for source, own in PAGES.items() if own == uri), f"docs/{uri}")
 
     def led(match: re.Match[str]) -> str:
-        return match["before"] + _led(match["target"], source, uri) + match["after"]
+        return match["before"] + _led(match["target"], source, uri) + match["after"] if match["target"] else match[0]
 
     return "".join(part if code else _LINK.sub(led, part) for part, code in _parts(markdown))
 
@@ -90,9 +91,9 @@ def _written(docs: Path) -> Iterator[str]:
 
 
 def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
-    """The text, cut into pieces, and whether a piece is code: what looks like a link there is none."""
+    """The text, cut into pieces, and whether a piece is a block of code: what looks like a link there is none."""
     end = 0
-    for match in _CODE.finditer(markdown):
+    for match in _FENCED.finditer(markdown):
         yield markdown[end : match.start()], False
         yield match[0], True
         end = match.end()
@@ -101,7 +102,7 @@ def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
 
 def _links(markdown: str) -> list[str]:
     found = [match["target"] for part, code in _parts(markdown) if not code for match in _LINK.finditer(part)]
-    return [target for target in found if not _outside(target)]
+    return [target for target in found if target and not _outside(target)]
 
 
 def _outside(target: str) -> bool:

@@ -103,4 +103,4 @@ def _link(home: Path, table: Mapping[str, Any], row: str, column: str) -> str:
 
 
 def _anchor(file: str) -> str:
-    return file.removeprefix("metrics/").removesuffix(".json").replace("/", "-")
+    return file.removeprefix("metrics/").removesuffix(".json").removesuffix(".npz").replace("/", "-")
