@@ -21,9 +21,20 @@ from cmapkd.config import load_experiment
 from cmapkd.paper.experiment import paper_context
 from cmapkd.paper.markdown import markdown_table
 
+TITLE = "Results"
 KEPT = Path(__file__).parents[1] / "results"
 INTRODUCTION = """Every number below leads to the metric file that it was read from, and says on pointing at it how to trace it.
 [What tracing, verifying and comparing do](../../trust.md)."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Name the pages of runs that mkdocs.yml does not name: those of further experiments."""
+    section = next(section for section in config.nav or [] if TITLE in section)
+    named = [uri for entry in section[TITLE] for uri in (entry.values() if isinstance(entry, dict) else [entry])]
+    for home in kept():
+        if (uri := f"results/{home.name}/runs.md") not in named:
+            section[TITLE].append(uri)
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
