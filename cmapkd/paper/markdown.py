@@ -101,9 +101,7 @@ def markdown_table(table: Mapping[str, Any], link: Callable[[str, str], str] | N
     return lines
 
 
-def _cell(
-    table: Mapping[str, Any], row: str, column: Mapping[str, Any], link: Callable[[str, str], str] | None = None
-) -> str:
+def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any], link: Callable[[str, str], str] | None = None) -> str:
     text = table.get("texts", {}).get(row, {}).get(column["column"])
     if text is not None:
         return _plain(text["text"])
