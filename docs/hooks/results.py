@@ -76,7 +76,7 @@ def runs_page(home: Path) -> Iterator[str]:
     for path in sorted(home.glob("metrics/*/*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         made, name = content["provenance"], path.relative_to(home).as_posix()
-        yield from ("", f"## {content['run']}, seed {content['seed']} {{ #{_anchor(name)} }}", "", "| | |", "|---|---|")
+        yield from ("", f"## {content['run']}, seed {content['seed']} {{ #{_anchor(name)} }}", "", "| what | value |", "|---|---|")
         facts = {
             "file": f"`docs/results/{home.name}/{name}`",
             "SHA-256": f"`{digests[name]}`" if name in digests else "no table names it",

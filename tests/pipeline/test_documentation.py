@@ -120,6 +120,7 @@ def test_pages_open_without_errors_in_both_schemes(browser: Browser, site: Path,
     for page in PAGES:
         browser.open(site / f"{page}.html")
         browser.run(f"document.body.setAttribute('data-md-color-scheme', {json.dumps(scheme)})")
+        browser.run("Promise.all(document.getAnimations().map(one => one.finished)).then(() => true)")  # colours fade over
         broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
         assert browser.run(broken) == []
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
