@@ -23,8 +23,8 @@ from cmapkd.paper.markdown import markdown_table
 
 TITLE = "Results"
 KEPT = Path(__file__).parents[1] / "results"
-INTRODUCTION = """Every number of the tables below leads to the metric file that it was read from, and says on pointing at it how to trace it.
-[What tracing, verifying and comparing do](../../trust.md)."""
+INTRODUCTION = """Every number of the tables below leads to the metric file that it was read from, and says on pointing at it how
+to trace it. [What tracing, verifying and comparing do](../../trust.md)."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -76,7 +76,8 @@ def runs_page(home: Path) -> Iterator[str]:
     for path in sorted(home.glob("metrics/*/*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         made, name = content["provenance"], path.relative_to(home).as_posix()
-        yield from ("", f"## {content['run']}, seed {content['seed']} {{ #{_anchor(name)} }}", "", "| what | value |", "|---|---|")
+        yield from ("", f"## {content['run']}, seed {content['seed']} {{ #{_anchor(name)} }}")
+        yield from ("", "| what | value |", "|---|---|")
         facts = {
             "file": f"`docs/results/{home.name}/{name}`",
             "SHA-256": f"`{digests[name]}`" if name in digests else "no table names it",
