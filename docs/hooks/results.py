@@ -23,8 +23,8 @@ from cmapkd.paper.markdown import markdown_table
 
 TITLE = "Results"
 KEPT = Path(__file__).parents[1] / "results"
-INTRODUCTION = """Every number of the tables below leads to the metric file that it was read from, and says on pointing at it how
-to trace it. [What tracing, verifying and comparing do](../../trust.md)."""
+INTRODUCTION = """Every number of the tables below leads to the metric file that it was read from, and says on pointing at it
+how to trace it. [What tracing, verifying and comparing do](../../trust.md)."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
