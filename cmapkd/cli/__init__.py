@@ -309,10 +309,10 @@ def config_check(file: Path) -> None:
 def config_document(
     fix: Annotated[bool, typer.Option("--fix", help="write the files; otherwise only compare")] = False,
 ) -> None:
-    """Compare `config/README.md` and the JSON schema with the code that defines the keys."""
-    from cmapkd.config.document import update
+    """Compare `config/README.md`, the JSON schema and `docs/methods/` with the code that defines the keys."""
+    from cmapkd.config import document, method_pages
 
-    stale = update(fix=fix)
+    stale = document.update(fix=fix) + method_pages.update(fix=fix)
     if stale and not fix:
         raise UserError(key=", ".join(stale), reason="does not agree with the code", fix="run `cmapkd config document --fix`")
 

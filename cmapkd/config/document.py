@@ -5,6 +5,7 @@ What a person writes in the README stands between `<!-- by hand: NAME -->` and `
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -97,6 +98,23 @@ def readme(current: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+def every_method() -> dict[str, type[methods.MethodConfig]]:
+    """The class of each method, by the name that an experiment gives it."""
+    return {_tag(method): method for method in _members(methods.AnyMethod)}
+
+
+def method_options(method: type[methods.MethodConfig]) -> list[str]:
+    """Keys that a run with this method has beside those of every run, as tables; for the method's page in ``docs/methods/``."""
+    heading = 4  # lines: the title and the class's description
+    lines = list(_section("", method, "runs.<name>", level=2, without=methods.MethodConfig))[heading:]
+    return lines[: len(lines) - (lines[-1] == "")]
+
+
+def number(value: float) -> str:
+    """A number as these pages show it, e.g. ``1e-3``."""
+    return _number(value)
+
+
 def _experiment() -> Iterator[str]:
     yield from _section("Experiment", schema.ExperimentConfig, "")
     yield from _section("Data sources", sources.SourceConfig, "datasets.<name>")
@@ -121,7 +139,7 @@ def _section(
     title: str, model: type[BaseModel], path: str, level: int = 2, without: type[BaseModel] | None = None
 ) -> Iterator[str]:
     """A class as a table of its keys, then the classes nested in it. Keys that are as in ``without`` are left out."""
-    yield from (f"{'#' * level} {title}", "", (model.__doc__ or "").strip(), "")
+    yield from (f"{'#' * level} {title}", "", inspect.cleandoc(model.__doc__ or ""), "")
     if path:
         yield from (f"Keys of `{path}`:", "")
     rows, nested = [], []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,8 @@ def render_page(context: PaperContext, metrics: Metrics, tables: Sequence[Mappin
     return "\n".join(lines) + "\n"
 
 
-def markdown_table(table: Mapping[str, Any]) -> list[str]:
-    """A table's JSON as lines of Markdown, one pipe table for each panel."""
+def markdown_table(table: Mapping[str, Any], link: Callable[[str, str], str] | None = None) -> list[str]:
+    """A table's JSON as lines of Markdown, one pipe table for each panel; ``link(row, column)`` is what a number leads to."""
     name = str(table["table"])
     heading = (
         f"Table {name.removeprefix('table')}: {table['title']}" if name.removeprefix("table").isdigit() else table["title"]
@@ -96,12 +96,12 @@ def markdown_table(table: Mapping[str, Any]) -> list[str]:
         lines += ["", "| " + " | ".join(["", *heads]) + " |", "|" + "---|" * (len(columns) + 1)]
         shown = columns[0].get("rows") or [row["row"] for row in table["rows"]]
         for row in (row for row in table["rows"] if row["row"] in shown):
-            cells = [_cell(table, row["row"], column) for column in columns]
+            cells = [_cell(table, row["row"], column, link) for column in columns]
             lines.append("| " + " | ".join([_plain(row["label"]), *cells]) + " |")
     return lines
 
 
-def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any]) -> str:
+def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any], link: Callable[[str, str], str] | None = None) -> str:
     text = table.get("texts", {}).get(row, {}).get(column["column"])
     if text is not None:
         return _plain(text["text"])
@@ -113,6 +113,7 @@ def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any]) -> str:
     shown = value if cell["std"] is None else f"{value} ± {number_of(cell['std'], decimals)}"
     if column.get("planned"):
         return f"planned {shown}"
+    shown = shown if link is None else f"[{shown}]({link(row, column['column'])})"
     mark = next((m["mark"] for m in table.get("marks", ()) if (m["row"], m["column"]) == (row, column["column"])), "")
     return {"best": f"**{shown}**", "second": f"<u>{shown}</u>"}.get(mark, shown)
 
