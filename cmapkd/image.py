@@ -1,7 +1,7 @@
 """The container image: which one jobs run in, what it is known by, how it is built, and what of outside its jobs see.
 
-An image is known by the SHA-256 of its file. The workflow takes it when it starts, keeps it in ``image.txt`` beside the results,
-which is an input of what computes, and hands it to jobs, whose provenance records it. A touched or copied image is the same.
+An image is known by the SHA-256 of its file. The workflow takes it when it starts, keeps it in ``image.txt`` beside the
+results, which is an input of what computes, and hands it to jobs, whose provenance records it. A touched or copied image is the same.
 
 Apptainer reads the rest from the environment of the process that calls it: ``APPTAINER_BIND`` (folders that jobs see),
 ``APPTAINER_NV`` (the host's GPU driver), ``APPTAINERENV_<name>`` (variables that ``--cleanenv`` would take away).
@@ -116,8 +116,10 @@ def paths_in(content: Any) -> list[str]:
         return [path for value in content.values() for path in paths_in(value)]
     if isinstance(content, list | tuple):
         return [path for value in content for path in paths_in(value)]
-    text = os.path.expanduser(content) if isinstance(content, str) else ""
-    return [text] if text.startswith("/") and text != "/" and Path(text).exists() else []
+    if not isinstance(content, str) or not content.startswith(("/", "~/")):
+        return []
+    path = Path(content).expanduser()
+    return [str(path)] if path != Path("/") and path.exists() else []
 
 
 def build(

@@ -1,7 +1,7 @@
 """A real Apptainer on this machine, and an image of this checkout.
 
-Debian 12 has no Apptainer: then the package of Debian's unstable is taken, alone, from the mirror that apt uses, its programs are made
-to load with the older libc (``old_libc``), and apt installs it with its dependencies from here. It needs root and Debian or Ubuntu.
+Debian 12 has no Apptainer: then the package of Debian's unstable is taken, alone, from the mirror that apt uses, its programs
+are made to load with the older libc (``old_libc``), and apt installs it. It needs root, and Debian or Ubuntu.
 
     python tests/cluster/apptainer.py install
     python tests/cluster/apptainer.py build /tmp/cmapkd.sif     # then: export CMAPKD_TEST_IMAGE=/tmp/cmapkd.sif
@@ -25,6 +25,7 @@ if __package__:
 else:  # started as a program
     sys.path.insert(0, str(Path(__file__).parent))
     from old_libc import relink
+
     from slurm import Unavailable
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,13 +35,49 @@ _LIBRARY = "usr/lib/x86_64-linux-gnu/apptainer"
 PROGRAMS = ("usr/bin/apptainer", f"{_LIBRARY}/bin/starter", f"{_LIBRARY}/lib/offsetpreload.so")
 _NEW_NAMESPACES = 0x1000_0000 | 0x0002_0000  # CLONE_NEWUSER | CLONE_NEWNS
 # Capabilities by number (linux/capability.h).
-CAPABILITIES = (
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT",
-    "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE",
-    "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
-    "PERFMON", "BPF", "CHECKPOINT_RESTORE",
-)  # fmt: skip
+CAPABILITIES = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+]
 
 
 def install() -> None:
@@ -138,7 +175,7 @@ def build(out: Path, wheels: Path | None = None) -> None:
 
 
 def fetch_wheels(folder: Path) -> Path | None:
-    """Wheels of the lock for the image's Python, by this machine's pip with its index; None where this Python is another one."""
+    """Wheels of the lock for the image's Python, by this machine's pip and index; None where this Python is another one."""
     if sys.version_info[:2] != (3, 11):
         return None
     lines = [line for line in (REPOSITORY / "requirements.lock").read_text().splitlines() if "==" in line]

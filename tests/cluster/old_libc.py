@@ -1,9 +1,9 @@
 """Programs built for a glibc of 2.38 or newer, made to load with an older one: Debian 12 has 2.36, and no Apptainer of its own.
 
 Of 2.38 such a program may need only ``strtol`` and its kin with the binary prefix of C23, which headers rename to
-``__isoc23_<name>``. Each undefined ``__isoc23_<name>`` is pointed at ``<name>``, the end of the same string, and bound to the first
-version of x86-64, GLIBC_2.2.5; the version that nothing needs any more then names that one as well. Structures: ELF-64 (System V ABI)
-and the GNU version sections.
+``__isoc23_<name>``. Each undefined ``__isoc23_<name>`` is pointed at ``<name>``, the end of the same string, and bound to the
+first version of x86-64, GLIBC_2.2.5; the version that nothing needs any more then names that one as well. Structures: ELF-64
+(System V ABI) and the GNU version sections.
 """
 
 from __future__ import annotations

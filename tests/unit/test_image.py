@@ -85,7 +85,9 @@ def test_an_image_is_known_by_its_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     assert identify(sif, record) == one
     kept = record.read_text()
     read = []
-    monkeypatch.setattr(image, "sha256_of", lambda path: read.append(path) or hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    monkeypatch.setattr(
+        image, "sha256_of", lambda path: read.append(path) or hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    )
     assert identify(sif, record) == one
     assert not read, "gigabytes are not read again for nothing"
     os.utime(sif, (1, 1))
@@ -127,7 +129,9 @@ def test_the_command_that_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(image.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(image, "code_version", lambda: ("c0ffee", True))
     monkeypatch.setattr(image, "_commit_time", lambda: "1700000000")
-    command, environment = image.build_command(tmp_path / "x.sif", "cpu", wheels=tmp_path, mirror="http://debian.example/debian")
+    command, environment = image.build_command(
+        tmp_path / "x.sif", "cpu", wheels=tmp_path, mirror="http://debian.example/debian"
+    )
     assert command[:2] == ["apptainer", "build"]
     assert command[-2:] == [str(tmp_path / ".x.sif.part"), "containers/cmapkd-cpu.def"]
     assert "--build-arg=MIRROR=http://debian.example/debian" in command

@@ -6,12 +6,12 @@ rule data_fetch:
         f"{HOME}/data/{{dataset}}.fetched.json",
     log:
         f"{HOME}/logs/data/fetch-{{dataset}}.log",
-    params:
-        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
-        options=OPTIONS,
     # With this machine's network: its proxies, certificates and credentials.
     container:
         None
+    params:
+        depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
+        options=OPTIONS,
     message:
         "Fetching what {wildcards.dataset} is made from"
     shell:
