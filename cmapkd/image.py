@@ -1,7 +1,7 @@
 """The container image: which one jobs run in, what it is known by, how it is built, and what of outside its jobs see.
 
 An image is known by the SHA-256 of its file. The workflow takes it when it starts, keeps it in ``image.txt`` beside the
-results, which is an input of what computes, and hands it to jobs, whose provenance records it. A touched or copied image is the same.
+results, which is an input of what computes, and hands it to jobs, whose provenance records it. A touched image is the same.
 
 Apptainer reads the rest from the environment of the process that calls it: ``APPTAINER_BIND`` (folders that jobs see),
 ``APPTAINER_NV`` (the host's GPU driver), ``APPTAINERENV_<name>`` (variables that ``--cleanenv`` would take away).
