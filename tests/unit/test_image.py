@@ -84,10 +84,13 @@ def test_an_image_is_known_by_its_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     one = f"sha256:{hashlib.sha256(b'one').hexdigest()}"
     assert identify(sif, record) == one
     kept = record.read_text()
-    read = []
-    monkeypatch.setattr(
-        image, "sha256_of", lambda path: read.append(path) or hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    )
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(image, "sha256_of", counted)
     assert identify(sif, record) == one
     assert not read, "gigabytes are not read again for nothing"
     os.utime(sif, (1, 1))
@@ -156,5 +159,5 @@ def test_a_damaged_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         image.check(sif)
     sif.with_name("a.sif.sha256").unlink()
     monkeypatch.setattr(image, "labels_of", lambda _: {image.LOCK_LABEL: "older"})
-    with pytest.raises(UserError, match="another lock|built from the lock older"):
+    with pytest.raises(UserError, match="built from the lock older"):
         image.check(sif)
