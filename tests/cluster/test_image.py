@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from cmapkd.image import check, labels_of
 
 from ..pipeline.conftest import FINISHED, REPOSITORY, Checkout, copy_repository
 from .apptainer import build, fetch_wheels, install
+from .old_libc import relink
 from .slurm import Cluster, Unavailable
 from .test_slurm import LAB, SMALL, THREADS, numbers
 
@@ -111,3 +113,17 @@ def test_another_image_is_seen_and_a_touched_one_is_not(run_in_image: Checkout, 
     for rule in ("data_build", "teacher", "train", "evaluate"):
         assert f"rule {rule}:" in told, told
     submit(run_in_image, image, "--dry-run")  # leaves the record as it was
+
+
+def test_programs_are_relinked_only_where_they_need_it(tmp_path: Path) -> None:
+    """The harness's own part; that the result runs, the tests of the image show."""
+    program = tmp_path / "python"
+    shutil.copy(Path(sys.executable).resolve(), program)
+    before = program.read_bytes()
+    assert relink(program, have=(2, 99)) == []
+    assert program.read_bytes() == before
+    with pytest.raises(ValueError, match="__libc_start_main"):
+        relink(program, have=(2, 2))
+    assert program.read_bytes() == before
+    with pytest.raises(ValueError, match="no 64-bit"):
+        relink(Path(__file__))

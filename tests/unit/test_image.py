@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,6 @@ import pytest
 from cmapkd import image
 from cmapkd.errors import UserError
 from cmapkd.image import chosen, enter, identify, pass_on, paths_in
-
-from ..cluster.old_libc import relink
 
 REPOSITORY = Path(__file__).parents[2]
 SECTIONS = ("arguments", "files", "post", "environment", "test", "labels", "runscript", "help")
@@ -165,17 +161,3 @@ def test_a_damaged_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(image, "labels_of", lambda _: {image.LOCK_LABEL: "older"})
     with pytest.raises(UserError, match="built from the lock older"):
         image.check(sif)
-
-
-def test_programs_are_relinked_only_where_they_need_it(tmp_path: Path) -> None:
-    """The harness's own part; that the result runs, the tests of the image show."""
-    program = tmp_path / "python"
-    shutil.copy(Path(sys.executable).resolve(), program)
-    before = program.read_bytes()
-    assert relink(program, have=(2, 99)) == []
-    assert program.read_bytes() == before
-    with pytest.raises(ValueError, match="__libc_start_main"):
-        relink(program, have=(2, 2))
-    assert program.read_bytes() == before
-    with pytest.raises(ValueError, match="no 64-bit"):
-        relink(Path(__file__))
