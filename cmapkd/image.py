@@ -86,8 +86,8 @@ def enter(
         folder.mkdir(parents=True, exist_ok=True)
     given = environment.get(f"{_program().upper()}_BIND", "")
     wanted = dict.fromkeys(filter(None, given.split(",")))
-    for folder in [*folders, *caches.values()]:
-        path = Path(folder).resolve()
+    for wanted_folder in [*folders, *caches.values()]:
+        path = Path(wanted_folder).resolve()
         if path.exists() and not path.is_relative_to(Path.cwd()) and "," not in str(path) and ":" not in str(path):
             wanted[str(path)] = None
     _set(environment, "BIND", ",".join(wanted))
