@@ -25,7 +25,7 @@ from cmapkd.provenance import UNKNOWN, code_version
 
 IMAGE = "containers/cmapkd.sif"
 DEFINITIONS = {"cluster": "containers/cmapkd.def", "cpu": "containers/cmapkd-cpu.def"}
-# Read fast and built fast: 15 % larger than the default's gzip, which takes ten minutes for these 7 GB.
+# Rather built and read fast than small: the default is gzip at its highest level, slow on so many gigabytes.
 COMPRESSION = "-comp zstd -Xcompression-level 3"
 LOCK_LABEL, REVISION_LABEL = "cmapkd.lock.sha256", "org.opencontainers.image.revision"
 # Of the submitting or allotting process; CUDA_VISIBLE_DEVICES is the job's own GPUs, and without it a rank would take others'.
