@@ -6,9 +6,9 @@ rule data_fetch:
         f"{HOME}/data/{{dataset}}.fetched.json",
     log:
         f"{HOME}/logs/data/fetch-{{dataset}}.log",
-    # With this machine's network: its proxies, certificates and credentials.
+    # Not in the image, for this machine's network: its proxies, certificates and credentials. (Lint wants one to be named.)
     container:
-        None
+        None if DEPLOYED else IMAGE
     params:
         depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
         options=OPTIONS,
