@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cmapkd.cluster import Layout, layout
 from cmapkd.errors import UserError
+from cmapkd.image import pass_on
 
 # Of the ports below those that Linux gives out by itself (32768 and up), so that no other connection holds it.
 # Signals reach the ranks, which stop with a checkpoint; it has ten minutes before they are killed.
@@ -76,6 +77,8 @@ def launch_command(
 def launch(ranks: int, threads: int, arguments: Sequence[str]) -> None:
     """Become the command that starts the ranks, so that signals and the exit code are its own."""
     command = launch_command(ranks, threads, arguments, os.environ)
+    if os.environ.get("CMAPKD_CONTAINER"):
+        pass_on()  # this node's GPUs may be others than the first node's
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvp(command[0], command)  # noqa: S606 - an argument list of our own, no shell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,8 @@ from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
+from cmapkd.image import chosen as chosen
+from cmapkd.image import enter, identify, paths_in
 from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
@@ -264,7 +267,7 @@ def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) ->
     if layout.nodes == 1:
         return ""
     variables = {"CMAPKD_RANKS_PER_NODE": str(site.ranks_per_node)}
-    if any(method.name == "APPTAINER" for method in deployment.deployment_method):
+    if in_containers(deployment):
         # What Snakemake itself does around the command of other rules.
         home, code = (shlex.quote(str(path)) for path in (Path.cwd(), Path(__file__).parents[1]))
         options = f"--home {home} --env PYTHONPATH={code} {deployment.apptainer_args}".strip()
@@ -272,6 +275,25 @@ def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) ->
         variables["CMAPKD_CONTAINER"] = f"{program} exec {options} {shlex.quote(str(Path(image).resolve()))}"
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
     return lines.replace("{", "{{").replace("}", "}}")  # Snakemake formats it
+
+
+def in_containers(deployment: Any) -> bool:
+    """Whether Snakemake runs jobs in the image, by its deployment settings."""
+    return any(method.name == "APPTAINER" for method in deployment.deployment_method)
+
+
+def enter_image(image: str, home: str, folders: list[str | Path], experiment: ExperimentConfig) -> list[str]:
+    """Tell Apptainer what jobs see of outside; returns the file with the image's digest, an input of what computes.
+
+    Raises:
+        UserError: there is no such image.
+    """
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = {"CMAPKD_CACHE": Path(os.environ.get("CMAPKD_CACHE") or user / "cmapkd"), "XDG_CACHE_HOME": user}
+    record = Path(home) / "image.txt"
+    digest = identify(Path(image), record)
+    enter(digest, [*folders, *paths_in(experiment.model_dump(mode="json"))], caches)
+    return [str(record)]
 
 
 def has_latex() -> bool:
@@ -289,11 +311,11 @@ def figure_names(*, drawings: bool) -> str:
     return "|".join(name for name in FIGURES if (name in DRAWINGS) == drawings)
 
 
-def manuscript_files(context: PaperContext, latex: bool) -> list[str]:
-    """The manuscript's own files, where it can be typeset; else nothing, after saying why."""
+def manuscript_files(context: PaperContext, latex: bool, deployed: bool = False) -> list[str]:
+    """The manuscript's own files, where it can be typeset, as it always can in an image; else nothing, after saying why."""
     if context.manuscript is None or not latex:
         return []
-    if missing := missing_for_manuscript():
+    if not deployed and (missing := missing_for_manuscript()):
         sys.stderr.write(f"The manuscript is left out: there is no {', '.join(missing)} here.\n")
         return []
     return [str(path) for path in sources(context)]

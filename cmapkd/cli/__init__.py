@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from cmapkd import __version__
+from cmapkd.cli import machine
 from cmapkd.cli import paper as commands
 from cmapkd.cli.export import export
 from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, plan_of
@@ -27,6 +28,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(commands.paper_app, name="paper")
 app.add_typer(commands.report_app, name="report")
 app.add_typer(config_app, name="config")
+app.add_typer(machine.image_app, name="image")
 
 
 @data_app.command("fetch")
@@ -293,7 +295,7 @@ def site(
         typer.echo(f"written: {profile}", err=True)
 
 
-for command in (commands.trace, commands.verify, commands.compare, export):
+for command in (commands.trace, commands.verify, commands.compare, export, machine.selfcheck):
     app.command()(command)
 
 

@@ -6,6 +6,9 @@ rule data_fetch:
         f"{HOME}/data/{{dataset}}.fetched.json",
     log:
         f"{HOME}/logs/data/fetch-{{dataset}}.log",
+    # Not in the image, for this machine's network: its proxies, certificates and credentials. (Lint wants one to be named.)
+    container:
+        None if DEPLOYED else IMAGE
     params:
         depends=lambda wildcards: parts.dataset_params(EXPERIMENT, wildcards.dataset),
         options=OPTIONS,
@@ -18,6 +21,7 @@ rule data_fetch:
 rule data_overlap:
     input:
         parts.overlap_sources(EXPERIMENT, HOME),
+        IMAGE_RECORD,
     output:
         f"{HOME}/data/overlap.json",
     log:
@@ -35,6 +39,7 @@ rule data_build:
     input:
         rules.data_fetch.output,
         lambda wildcards: parts.overlap_inputs(EXPERIMENT, HOME, wildcards.dataset),
+        IMAGE_RECORD,
     output:
         f"{HOME}/data/{{dataset}}/manifest.json",
     log:

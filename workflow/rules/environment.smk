@@ -1,6 +1,12 @@
 """What jobs run in, and what of it is missing here."""
 
-IMAGE = "containers/cmapkd.sif"
+IMAGE = str(parts.chosen(config.get("image")))
+# Whether jobs run in it; then its digest is an input of what computes, so that another image is seen.
+DEPLOYED = parts.in_containers(workflow.deployment_settings)
+try:
+    IMAGE_RECORD = parts.enter_image(IMAGE, HOME, [REPOSITORY, RESULTS], EXPERIMENT) if DEPLOYED else []
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 
 
 # Taken by `--software-deployment-method apptainer`, ignored otherwise.
@@ -10,14 +16,15 @@ container: IMAGE
 # Jobs use the Python that runs the workflow and the package beside it, unless they run in a container, which has its own.
 shell.prefix(
     "set -euo pipefail; "
-    f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH={parts.quoted(Path(sys.executable).parent)}:"$PATH"; '
+    f'[ -n "${{{{APPTAINER_CONTAINER:-${{{{SINGULARITY_CONTAINER:-}}}}}}}}" ] || '
+    f'export PATH={parts.quoted(Path(sys.executable).parent)}:"$PATH"; '
     f"export PYTHONPATH={parts.quoted(REPOSITORY)}; "
     f"{parts.launch_variables(SITE, LAYOUT, IMAGE, workflow.deployment_settings)}"
 )
 
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
-LATEX = parts.has_latex()
-MANUSCRIPT = parts.manuscript_files(PAPER, LATEX)
+LATEX = DEPLOYED or parts.has_latex()  # the image has it
+MANUSCRIPT = parts.manuscript_files(PAPER, LATEX, DEPLOYED)
 
 
 onsuccess:

@@ -6,6 +6,7 @@ rule evaluate:
         run=rules.collect.output,
         data=parts.evaluation_inputs(EXPERIMENT, HOME),
         levels=lambda wildcards: parts.level_inputs(PLAN, HOME, f"{wildcards.run}/{wildcards.seed}"),
+        image=IMAGE_RECORD,
     output:
         metrics=f"{HOME}/metrics/{{run}}/{{seed}}.json",
         arrays=f"{HOME}/metrics/{{run}}/{{seed}}.npz",

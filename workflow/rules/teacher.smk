@@ -4,6 +4,7 @@
 rule teacher:
     input:
         lambda wildcards: parts.stage_inputs(PLAN, HOME, wildcards.stage),
+        IMAGE_RECORD,
     output:
         f"{HOME}/stages/{{stage}}/stage.json",
     log:

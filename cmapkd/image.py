@@ -1,0 +1,244 @@
+"""The container image: which one jobs run in, what it is known by, how it is built, and what of outside its jobs see.
+
+An image is known by the SHA-256 of its file. The workflow takes it when it starts, keeps it in ``image.txt`` beside the
+results, which is an input of what computes, and hands it to jobs, whose provenance records it. A touched image is the same.
+
+Apptainer reads the rest from the environment of the process that calls it: ``APPTAINER_BIND`` (folders that jobs see),
+``APPTAINER_NV`` (the host's GPU driver), ``APPTAINERENV_<name>`` (variables that ``--cleanenv`` would take away).
+Torch-free: the workflow imports it on every node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from cmapkd.errors import UserError
+from cmapkd.files import atomic_path, sha256_of, write_atomic
+from cmapkd.provenance import UNKNOWN, code_version
+
+IMAGE = "containers/cmapkd.sif"
+DEFINITIONS = {"cluster": "containers/cmapkd.def", "cpu": "containers/cmapkd-cpu.def"}
+# Rather built and read fast than small: the default is gzip at its highest level, slow on so many gigabytes.
+COMPRESSION = "-comp zstd -Xcompression-level 3"
+LOCK_LABEL, REVISION_LABEL = "cmapkd.lock.sha256", "org.opencontainers.image.revision"
+# Of the submitting or allotting process; CUDA_VISIBLE_DEVICES is the job's own GPUs, and without it a rank would take others'.
+PASSED = (
+    "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_DEBUG",
+    "GLOO_SOCKET_IFNAME",
+)  # fmt: skip
+_EARLIEST = 946_684_800  # 2000-01-01, where git does not say when the source was made
+_ROOT = Path(__file__).parents[1]
+
+
+def chosen(given: str | None = None, environment: Mapping[str, str] = os.environ) -> Path:
+    """Path of the image: the workflow's ``--config image=...``, else ``CMAPKD_IMAGE``, else ``containers/cmapkd.sif``."""
+    return Path(given or environment.get("CMAPKD_IMAGE") or IMAGE)
+
+
+def identify(image: Path, record: Path) -> str:
+    """``sha256:<hex>`` of an image, kept in ``record``; read again only when the image's time differs from the record's.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not image.is_file():
+        raise UserError(
+            key="image",
+            value=str(image),
+            reason="is not there, and this profile runs jobs in it",
+            fix="make it with `cmapkd image build`, copy one there or name one with `--config image=<path>`; "
+            "without Apptainer add `--workflow-profile workflow/profiles/slurm-bare`",
+        )
+    about = image.stat()
+    if record.is_file() and record.stat().st_mtime_ns == about.st_mtime_ns:
+        known, _, size = record.read_text().strip().partition(" ")
+        if size == f"({about.st_size} bytes)":
+            return known
+    digest = f"sha256:{sha256_of(image)}"
+    with atomic_path(record) as temporary:
+        temporary.write_text(f"{digest} ({about.st_size} bytes)\n")
+        os.utime(temporary, ns=(about.st_mtime_ns, about.st_mtime_ns))
+    return digest
+
+
+def enter(
+    digest: str,
+    folders: Iterable[str | Path],
+    caches: Mapping[str, Path],
+    environment: MutableMapping[str, str] = os.environ,
+) -> None:
+    """Set the variables from which Apptainer takes what jobs see of outside.
+
+    Args:
+        digest: of the image, for provenance.
+        folders: that jobs need; those that do not exist are left out. The working directory is there anyway.
+        caches: variable -> folder, made if it is not there, with the same content inside as outside.
+        environment: changed; that of this process, which calls Apptainer.
+    """
+    for folder in caches.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    given = environment.get(f"{_program().upper()}_BIND", "")
+    wanted = dict.fromkeys(filter(None, given.split(",")))
+    for wanted_folder in [*folders, *caches.values()]:
+        path = Path(wanted_folder).resolve()
+        if path.exists() and not path.is_relative_to(Path.cwd()) and "," not in str(path) and ":" not in str(path):
+            wanted[str(path)] = None
+    _set(environment, "BIND", ",".join(wanted))
+    if Path("/dev/nvidiactl").exists():
+        _set(environment, "NV", "1")
+    inside = {"CMAPKD_IMAGE_DIGEST": digest, **{name: str(folder.resolve()) for name, folder in caches.items()}}
+    commit, dirty = code_version()
+    if commit != UNKNOWN:  # inside, git may not reach the repository
+        inside |= {"CMAPKD_COMMIT": commit, "CMAPKD_DIRTY": str(dirty)}
+    for name, value in inside.items():
+        environment[f"{_program().upper()}ENV_{name}"] = value
+    pass_on(environment)
+
+
+def pass_on(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Hand the variables of ``PASSED`` into containers that this process starts."""
+    for name in PASSED:
+        key = f"{_program().upper()}ENV_{name}"
+        if name in environment:
+            environment[key] = environment[name]
+
+
+def paths_in(content: Any) -> list[str]:
+    """Absolute paths that exist, of all texts in an experiment's configuration: data and weights that lie elsewhere."""
+    if isinstance(content, Mapping):
+        return [path for value in content.values() for path in paths_in(value)]
+    if isinstance(content, list | tuple):
+        return [path for value in content for path in paths_in(value)]
+    if not isinstance(content, str) or not content.startswith(("/", "~/")):
+        return []
+    path = Path(content).expanduser()
+    return [str(path)] if path != Path("/") and path.exists() else []
+
+
+def build(
+    out: Path, definition: str, *, wheels: Path | None = None, mirror: str = "", fakeroot: bool = False, tested: bool = True
+) -> str:
+    """Build the image of this checkout and write ``<out>.sha256`` beside it.
+
+    Returns:
+        Its digest, ``sha256:<hex>``.
+
+    Raises:
+        UserError: no Apptainer, no such definition, or a build that fails.
+    """
+    command, environment = build_command(out, definition, wheels=wheels, mirror=mirror, fakeroot=fakeroot, tested=tested)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(command[-2])
+    try:
+        done = subprocess.run(command, cwd=_ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(
+                key="image", value=str(out), reason=f"`{shlex.join(command)}` failed with {done.returncode}", fix="see above"
+            )
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    digest = sha256_of(out)
+    write_atomic(out.with_name(f"{out.name}.sha256"), f"{digest}  {out.name}\n")
+    return f"sha256:{digest}"
+
+
+def build_command(
+    out: Path, definition: str, *, wheels: Path | None = None, mirror: str = "", fakeroot: bool = False, tested: bool = True
+) -> tuple[list[str], dict[str, str]]:
+    """The command that builds the image into a temporary file (its last argument but one), and variables that it needs."""
+    if definition not in DEFINITIONS:
+        raise UserError(key="definition", value=definition, reason="is none", fix=f"one of {', '.join(DEFINITIONS)}")
+    if shutil.which(_program()) is None:
+        raise UserError(key="apptainer", reason="is not installed here", fix="build the image on a machine that has it")
+    commit, dirty = code_version()
+    epoch = _commit_time()
+    values = {"EPOCH": epoch, "COMMIT": f"{commit}{'-dirty' if dirty is True else ''}"}
+    if definition == "cpu":
+        values["MIRROR"] = mirror or _apt_mirror()
+    options = ["--force", f"--mksquashfs-args={COMPRESSION}", *(["--fakeroot"] if fakeroot else [])]
+    options += [] if tested else ["--notest"]
+    options += [f"--build-arg={name}={value}" for name, value in values.items()]
+    options += ["--bind", f"{wheels.resolve()}:/mnt:ro"] if wheels else []
+    temporary = out.resolve().with_name(f".{out.name}.part")
+    # Times in the file system of the image, too.
+    return [_program(), "build", *options, str(temporary), DEFINITIONS[definition]], {"SOURCE_DATE_EPOCH": epoch}
+
+
+def check(image: Path) -> list[str]:
+    """Lines about an image.
+
+    Raises:
+        UserError: it is not there, not what its ``.sha256`` says, or made from another lock than this checkout's.
+    """
+    if not image.is_file():
+        raise UserError(key="image", value=str(image), reason="is not there", fix="make it with `cmapkd image build`")
+    digest = sha256_of(image)
+    written = image.with_name(f"{image.name}.sha256")
+    if written.is_file() and written.read_text().split()[0] != digest:
+        raise UserError(
+            key="image", value=str(image), reason=f"has the digest {digest}, not that of {written.name}", fix="copy it again"
+        )
+    labels = labels_of(image)
+    lock = sha256_of(_ROOT / "requirements.lock")
+    if labels.get(LOCK_LABEL) != lock:
+        raise UserError(
+            key="image",
+            value=str(image),
+            reason=f"was built from the lock {labels.get(LOCK_LABEL, UNKNOWN)}; that of the checkout is {lock}",
+            fix="build it again with `cmapkd image build`",
+        )
+    return [
+        f"{image}: sha256:{digest}, {image.stat().st_size / 1e9:.2f} GB",
+        f"built from commit {labels.get(REVISION_LABEL, UNKNOWN)}, with the packages of requirements.lock",
+    ]
+
+
+def labels_of(image: Path) -> dict[str, str]:
+    """Labels of an image, as Apptainer tells them; none where it cannot be asked."""
+    command = [_program(), "inspect", "--json", "--labels", str(image)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return dict(json.loads(done.stdout)["data"]["attributes"]["labels"])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _program() -> str:
+    """As Snakemake chooses it."""
+    return "apptainer" if shutil.which("apptainer") or not shutil.which("singularity") else "singularity"
+
+
+def _set(environment: MutableMapping[str, str], name: str, value: str) -> None:
+    environment[f"{_program().upper()}_{name}"] = value
+
+
+def _commit_time() -> str:
+    """Seconds since 1970 of the checkout's last commit."""
+    command = ["git", "-c", "safe.directory=*", "-C", str(_ROOT), "log", "-1", "--format=%ct"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip() or str(_EARLIEST)
+    except (OSError, subprocess.SubprocessError):
+        return str(_EARLIEST)
+
+
+def _apt_mirror() -> str:
+    """Where apt has Debian's packages from."""
+    try:
+        told = subprocess.run(
+            ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
+            capture_output=True, text=True, timeout=60, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        told = ""
+    for line in told.splitlines():
+        if line.rstrip("/").endswith("/debian"):
+            return line
+    raise UserError(key="mirror", reason="apt does not say where Debian's packages are", fix="name it: --mirror <address>")

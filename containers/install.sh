@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# What both images hold, on a bare Debian 12: Python, the packages of requirements.lock, TeX and cmapkd itself.
+# The scripts are those of `make setup`, so an image and a virtual environment cannot drift apart.
+#
+# Usage: install.sh <source>     as root, at the end of the base system (%post of the definitions beside this file)
+# Environment: SOURCE_DATE_EPOCH  no file in the image is younger [s since 1970]
+#              APPTAINER_LABELS   file that takes further labels, one `name value` a line
+# A folder of wheels mounted at /mnt takes the place of the package index: the image is then built without a network for pip.
+set -euo pipefail
+source=$1
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
+# git says which code made a number; libibverbs is what NCCL needs for InfiniBand.
+packages="python3 python3-venv git ca-certificates libibverbs1 ibverbs-providers"
+
+apt-get update -q
+# shellcheck disable=SC2086
+apt-get install -y -q --no-install-recommends $packages
+cd "$source"
+scripts/setup-latex.sh
+command -v pdflatex >/dev/null || { echo "LaTeX could not be installed" >&2; exit 1; }
+
+# Wheels of one Python fit no other: then the index is asked.
+if compgen -G "/mnt/*.whl" >/dev/null; then
+  export PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt
+fi
+venv=$(dirname "$source")/venv
+scripts/setup-environment.sh python3 "$venv"
+[ -z "${APPTAINER_LABELS:-}" ] || echo "cmapkd.lock.sha256 $(sha256sum requirements.lock | cut -d ' ' -f 1)" >>"$APPTAINER_LABELS"
+
+# What differs between two builds, or is never read. Bytecode that names no time of its source loads from a read-only image.
+rm -f "$venv/.complete"
+find "$source" "$venv" -name __pycache__ -type d -prune -exec rm -rf {} +
+"$venv/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$venv/lib" "$source/cmapkd" >/dev/null || true # templates with {{ }} in them
+apt-get clean
+rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /var/lib/dpkg/*-old /root/.cache /tmp/* /usr/share/doc/* /usr/share/man/*
+mkdir -p /var/cache/apt/archives/partial
+: >/etc/machine-id
+find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /mnt \) -prune -o -newermt "@$SOURCE_DATE_EPOCH" \
+  -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
