@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from cmapkd import jobs
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
@@ -246,6 +247,18 @@ def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) ->
         variables["CMAPKD_CONTAINER"] = f"{program} exec {options} {shlex.quote(str(Path(image).resolve()))}"
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in variables.items())
     return lines.replace("{", "{{").replace("}", "}}")  # Snakemake formats it
+
+
+def job_prefix(remote: bool, attempt: int) -> str:
+    """Shell text in front of a job's command: what the job knows of itself, and patience with signals; nothing elsewhere.
+
+    Bash and `tee` ignore what asks the command to stop, and end when it has ended; the command heeds it (`cmapkd.jobs`).
+    """
+    if not remote:
+        return ""
+    jobs.outlive_signals()
+    lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
+    return f"trap '' TERM USR1; {lines}"
 
 
 def has_latex() -> bool:

@@ -13,6 +13,7 @@ shell.prefix(
     f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH="{Path(sys.executable).parent}:$PATH"; '
     f'export PYTHONPATH="{REPOSITORY}"; '
     f"{parts.launch_variables(SITE, LAYOUT, IMAGE, workflow.deployment_settings)}"
+    f"{parts.job_prefix(workflow.remote_exec, workflow.attempt)}"
 )
 
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
