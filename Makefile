@@ -59,7 +59,7 @@ workflow-tests: setup
 	$(BIN)/python -m pytest tests/pipeline tests/cluster -q
 
 .PHONY: soak
-soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0")
+soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0", SOAK=--slurm: as a job)
 	$(BIN)/python -m tests.pipeline.soak $(SOAK)
 
 lint: setup ## formatting, static checks, generated documentation

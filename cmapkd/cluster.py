@@ -14,8 +14,8 @@ from cmapkd.errors import UserError
 
 RANKS_PER_NODE = "ranks_per_node"
 GPU_REQUEST = "gpu_request"
-# A training stops by itself before its limit (`cmapkd.jobs`). Where that limit is not known, SLURM's signal has it stop: sent to
-# the job's steps two to three minutes before the end.
+# A training stops by itself before its limit (`cmapkd.jobs`). Where that limit is not known, SLURM's signal has it stop: it is
+# sent to the job's steps two to three minutes before the end.
 SIGNAL = "--signal=USR1@120"
 
 

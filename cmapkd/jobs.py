@@ -1,4 +1,4 @@
-"""What a job of a batch system tells the commands in it: when it began, how long it may run, which attempt it is, on which node.
+"""What a job tells the commands in it: when it began, how long it may run, which attempt it is, on which node.
 
 SLURM itself is asked (`scontrol show job`), from Snakemake's process in the job: that is outside of a container, and the
 answer is the limit that holds, also where the site has cut it or the job was put back into the queue. It reaches commands as
