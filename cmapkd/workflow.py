@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cmapkd import jobs
+from cmapkd import drivers, jobs
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
@@ -259,6 +259,16 @@ def job_prefix(remote: bool, attempt: int) -> str:
     jobs.outlive_signals()
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
     return f"trap '' TERM USR1; {lines}"
+
+
+def say_who_works_here(main: bool) -> None:
+    """Say more than Snakemake does where it will refuse to start because its folder is locked."""
+    if (
+        main
+        and not {"--unlock", "-n", "--dry-run", "--lint", "--report"} & set(sys.argv)
+        and (message := drivers.told(drivers.look(Path.cwd())))
+    ):
+        sys.stderr.write(f"Note: {message}.\n")
 
 
 def has_latex() -> bool:

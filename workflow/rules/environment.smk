@@ -16,6 +16,8 @@ shell.prefix(
     f"{parts.job_prefix(workflow.remote_exec, workflow.attempt)}"
 )
 
+parts.say_who_works_here(workflow.is_main_process)
+
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
 LATEX = parts.has_latex()
 MANUSCRIPT = parts.manuscript_files(PAPER, LATEX)
