@@ -11,6 +11,7 @@ prints a table: what was done at which step, what SLURM made of it, from which c
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -88,10 +89,13 @@ class SlurmSoak(Soak):
         self.starts += 1
 
     def job(self) -> str:
-        """The number of the training's running job; empty if there is none."""
-        lines = self.cluster.run("squeue", "-h", "-t", "RUNNING", "-o", "%i|%k", check=False).splitlines()
-        numbers = [line.partition("|")[0] for line in lines if line.partition("|")[2].startswith("rule_train")]
-        return numbers[0] if numbers else ""
+        """The running job that trains; empty if none does. Another may wait for its lock, after the workflow was killed."""
+        try:
+            holder = str(json.loads((self.stage("disturbed") / "lock.json").read_text())["slurm_job"])
+        except (OSError, ValueError, KeyError):
+            return ""
+        running = self.cluster.run("squeue", "-h", "-t", "RUNNING", "-o", "%i", check=False).split()
+        return holder if holder in running else ""
 
     def state(self, job: str) -> str:
         told = self.cluster.run("scontrol", "show", "job", job, check=False)

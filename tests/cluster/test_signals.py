@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from ..pipeline.conftest import REPOSITORY
+from ..pipeline.conftest import REPOSITORY, Checkout
+from .conftest import SUBMITTING, sbatch_lines
 from .slurm import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -89,3 +91,21 @@ def test_a_signal_reaches_the_command_which_ends_in_peace_and_is_started_again(
     assert abs(float(first["CMAPKD_STARTED"]) - (tmp_path / "first.json").stat().st_mtime) < 300
     assert (first["CMAPKD_ATTEMPT"], second["CMAPKD_ATTEMPT"]) == ("1", "2")
     assert first["CMAPKD_NODE"] in cluster.names
+
+
+def test_a_second_attempt_keeps_away_from_a_node_that_failed(cluster: Cluster, checkout: Checkout) -> None:
+    """The options that the executor would give to sbatch; the nodes are this cluster's."""
+    stage = checkout.home / "stages/failed-0123"
+    (stage / "checkpoints").mkdir(parents=True)
+    failure = {"kind": "ended without a word", "node": "n1", "reason": "killed from outside, or its node was lost"}
+    (stage / "checkpoints/failures.json").write_text(json.dumps({"failures": [failure]}))
+    try:
+        told = sbatch_lines(checkout, *SUBMITTING, "--cores", "999").stdout
+    finally:
+        shutil.rmtree(stage)
+    jobs = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    asked = {attempt: [job for job in jobs if job["rule"] == "train" and job["attempt"] == attempt] for attempt in (1, 2)}
+    assert asked[1] and asked[2]
+    assert not any("--exclude" in job["sbatch"] for job in asked[1])
+    assert all("--exclude=n1" in job["sbatch"] for job in asked[2])
+    assert not any("--exclude" in job["sbatch"] for job in jobs if job["rule"] not in ("train", "teacher"))
