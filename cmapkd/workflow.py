@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,13 +249,20 @@ def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) ->
     return lines.replace("{", "{{").replace("}", "}}")  # Snakemake formats it
 
 
-def job_prefix(remote: bool, attempt: int) -> str:
+def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
     """Shell text in front of a job's command: what the job knows of itself, and patience with signals; nothing elsewhere.
 
     Bash and `tee` ignore what asks the command to stop, and end when it has ended; the command heeds it (`cmapkd.jobs`).
+
+    Args:
+        remote: whether this Snakemake runs one job of another one.
+        arguments: of this process. While it reads the rules, Snakemake itself does not know its `--attempt` yet.
     """
     if not remote:
         return ""
+    words = list(sys.argv if arguments is None else arguments)
+    given = words[words.index("--attempt") + 1 :][:1] if "--attempt" in words else []
+    attempt = int(given[0]) if given and given[0].isdigit() else 1
     jobs.outlive_signals()
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
     return f"trap '' TERM USR1; {lines}"

@@ -26,7 +26,7 @@ WORKFLOW = """
 import sys
 sys.path.insert(0, {repository!r})
 from cmapkd import workflow as parts
-shell.prefix("set -euo pipefail; " + parts.job_prefix(workflow.remote_exec, workflow.attempt))
+shell.prefix("set -euo pipefail; " + parts.job_prefix(workflow.remote_exec))
 rule train:
     output: "done"
     log: "log.txt"

@@ -13,7 +13,7 @@ shell.prefix(
     f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH="{Path(sys.executable).parent}:$PATH"; '
     f'export PYTHONPATH="{REPOSITORY}"; '
     f"{parts.launch_variables(SITE, LAYOUT, IMAGE, workflow.deployment_settings)}"
-    f"{parts.job_prefix(workflow.remote_exec, workflow.attempt)}"
+    f"{parts.job_prefix(workflow.remote_exec)}"
 )
 
 parts.say_who_works_here(workflow.is_main_process)
