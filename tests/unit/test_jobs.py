@@ -16,6 +16,7 @@ import pytest
 from cmapkd.cluster import Layout, Site, training_resources
 from cmapkd.jobs import exclusion, failed_nodes, variables
 from cmapkd.launch import launch_command
+from cmapkd.workflow import job_prefix
 
 JOB = (
     "JobId=7 JobName=x UserId=root(0) Requeue=1 Restarts={restarts} RunTime=00:00:03 TimeLimit=01:30:00 TimeMin=N/A "
@@ -113,3 +114,12 @@ def test_a_command_heeds_signals_that_its_shell_ignores() -> None:
     program = "import os, signal; from cmapkd.jobs import heed_signals; heed_signals(); os.kill(os.getpid(), signal.SIGTERM)"
     ignoring = ["bash", "-c", 'trap "" TERM USR1; "$@"; exit $?', "bash", sys.executable, "-c", program]
     assert subprocess.run(ignoring, timeout=60).returncode == 128 + signal.SIGTERM
+
+
+def test_the_shell_is_told_the_attempt_that_snakemake_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmapkd.jobs.outlive_signals", lambda: None)
+    monkeypatch.setattr("cmapkd.jobs.variables", lambda attempt: {"CMAPKD_ATTEMPT": str(attempt), "CMAPKD_NODE": "a b"})
+    told = job_prefix(True, ["snakemake", "--mode", "remote", "--attempt", "2", "--cores", "all"])
+    assert told == "trap '' TERM USR1; export CMAPKD_ATTEMPT=2; export CMAPKD_NODE='a b'; "
+    assert "CMAPKD_ATTEMPT=1;" in job_prefix(True, ["snakemake"])
+    assert job_prefix(False, ["snakemake", "--attempt", "2"]) == ""
