@@ -69,7 +69,7 @@ docs: setup ## the documentation as a site in build/docs/ (index.html opens with
 	@echo "build/docs/index.html"
 
 .PHONY: soak
-soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0")
+soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0", SOAK=--slurm: as a job)
 	$(BIN)/python -m tests.pipeline.soak $(SOAK)
 
 lint: setup ## formatting, static checks, generated documentation

@@ -6,7 +6,7 @@ profile says (``default-resources`` of ``workflow/profiles/slurm``). Without a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from cmapkd.errors import UserError
 
 RANKS_PER_NODE = "ranks_per_node"
 GPU_REQUEST = "gpu_request"
+# A training stops by itself before its limit (`cmapkd.jobs`). Where that limit is not known, SLURM's signal has it stop: it is
+# sent to the job's steps two to three minutes before the end.
+SIGNAL = "--signal=USR1@120"
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,36 @@ def gpu_resources(site: Site, count: int) -> dict[str, Any]:
     return {"slurm_extra": request}
 
 
-def training_resources(of: Layout, site: Site) -> dict[str, Any]:
+def training_resources(of: Layout, site: Site, exclusion: Callable[[int], str] | None = None) -> dict[str, Any]:
     """Resources of a training: one task on each node, where `torchrun` starts that node's ranks.
 
     With several nodes the job is one of `mpi`: only then does the executor leave the whole allocation to the command, which
     starts its tasks with `srun` (``cmapkd.launch``).
+
+    Args:
+        exclusion: option of sbatch for the n-th attempt that keeps away from nodes (``cmapkd.jobs.exclusion``).
     """
     resources = gpu_resources(site, of.ranks_per_node)
-    if of.nodes == 1:
-        return resources  # one task is on one node; said for each job, a group of jobs would ask for the sum of nodes
-    extra = " ".join(part for part in (resources.get("slurm_extra"), "--ntasks-per-node=1") if part)
-    return {**resources, "nodes": of.nodes, "mpi": "srun", "tasks": of.nodes, "tasks_per_gpu": 0, "slurm_extra": extra}
+    options = [resources["slurm_extra"]] if "slurm_extra" in resources else []
+    if of.nodes > 1:  # one task is on one node; said for each job, a group of jobs would ask for the sum of nodes
+        resources |= {"nodes": of.nodes, "mpi": "srun", "tasks": of.nodes, "tasks_per_gpu": 0}
+        options.append("--ntasks-per-node=1")
+    options.append(SIGNAL)
+
+    def extra(wildcards: Any, attempt: int) -> str:
+        kept_away = exclusion(attempt) if exclusion is not None else ""
+        return " ".join([*options, kept_away] if kept_away else options)
+
+    return {**resources, "slurm_extra": extra}
+
+
+def partition_of(rule: str, settings: Any) -> str:
+    """The partition that a rule's jobs go to by Snakemake's resource settings; empty: the site's default."""
+    for given in ((settings.overwrite_resources or {}).get(rule), settings.default_resources):
+        entries = getattr(given, "args", given) or {}
+        if name := _text(entries.get("slurm_partition")):
+            return name
+    return ""
 
 
 def _text(entry: Any) -> str:

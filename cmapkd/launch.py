@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cmapkd.cluster import Layout, layout
 from cmapkd.errors import UserError
 from cmapkd.image import pass_on
+from cmapkd.jobs import FORWARDED, NODE
 
 # Of the ports below those that Linux gives out by itself (32768 and up), so that no other connection holds it.
 # Signals reach the ranks, which stop with a checkpoint; it has ten minutes before they are killed.
@@ -69,6 +70,10 @@ def launch_command(
     container = shlex.split(environment.get("CMAPKD_CONTAINER", ""))
     if container:
         torchrun[0] = "python"  # the container's own
+        # Only of the job's variables: a container may let none in. The node is this task's, not the one that started it.
+        told = {**environment, NODE: environment.get("SLURMD_NODENAME", "")}
+        if carried := [f"{name}={told[name]}" for name in FORWARDED if told.get(name)]:
+            container += ["env", *carried]
     meeting = [f"--nnodes={where.nodes}", f"--node-rank={environment['SLURM_NODEID']}"]
     meeting += [f"--master-addr={address}", f"--master-port={port}"]
     return [*container, *torchrun, *meeting, "-m", "cmapkd", *arguments]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmapkd.drivers import look, told
 from cmapkd.files import read_json
 from cmapkd.plan import TEACHER, Plan, Stage
 from cmapkd.runs import teacher_seed
@@ -67,6 +68,7 @@ class Status:
     trainings: list[Item] = field(default_factory=list)
     evaluations: list[Item] = field(default_factory=list)
     paper: bool = False
+    locked: str = ""  # by whom, where the workflow has locked the folder
     others: list[tuple[str, Job]] = field(default_factory=list)  # further jobs of this folder, by what they are
 
 
@@ -82,6 +84,7 @@ def status(plan: Plan, results: Path, asking: Ask = ask, processes: list[tuple[s
     jobs = queue(asking, Path.cwd())
     alive = own_processes(results) if processes is None else processes
     found = Status(plan.experiment.name, paper=(home / "paper" / "paper.tex").is_file())
+    found.locked = locked_by(Path.cwd())
     for stage in plan.stages.values():
         found.trainings.append(_training(plan, stage, home, jobs, alive))
     teacher = (f"{TEACHER}/{teacher_seed(plan.experiment)}", (plan.teacher,))
@@ -207,6 +210,14 @@ def queue(asking: Ask, directory: Path) -> dict[str, Job]:
     return found
 
 
+def locked_by(folder: Path) -> str:
+    """Who drives the workflow in this folder, or that nobody does though it is locked; empty where it is free."""
+    found = look(folder)
+    if found.locked and found.processes:
+        return f"snakemake works in this folder: process {', '.join(map(str, found.processes))}"
+    return told(found)
+
+
 def own_processes(results: Path) -> list[tuple[str, ...]]:
     """Arguments of the processes of this machine that work on ``results``; none where there is no `/proc`."""
     found = []
@@ -233,6 +244,7 @@ def tell(found: Status) -> str:
     lines.append(f"{measured} of {len(found.evaluations)} runs measured")
     lines += [line for item in _sorted(found.evaluations) for line in _told(item)]
     lines += [f"  {_job_told(job)}: {comment.removeprefix('rule_')}" for comment, job in found.others]
+    lines += [found.locked] if found.locked else []
     lines.append("the paper is written" if found.paper else "no paper yet")
     return "\n".join(lines)
 

@@ -7,12 +7,13 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cmapkd import drivers, jobs
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
@@ -294,6 +295,35 @@ def enter_image(image: str, home: str, folders: list[str | Path], experiment: Ex
     digest = identify(Path(image), record)
     enter(digest, [*folders, *paths_in(experiment.model_dump(mode="json"))], caches)
     return [str(record)]
+
+
+def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
+    """Shell text in front of a job's command: what the job knows of itself, and patience with signals; nothing elsewhere.
+
+    Bash and `tee` ignore what asks the command to stop, and end when it has ended; the command heeds it (`cmapkd.jobs`).
+
+    Args:
+        remote: whether this Snakemake runs one job of another one.
+        arguments: of this process. While it reads the rules, Snakemake itself does not know its `--attempt` yet.
+    """
+    if not remote:
+        return ""
+    words = list(sys.argv if arguments is None else arguments)
+    given = words[words.index("--attempt") + 1 :][:1] if "--attempt" in words else []
+    attempt = int(given[0]) if given and given[0].isdigit() else 1
+    jobs.outlive_signals()
+    lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
+    return f"trap '' TERM USR1; {lines}"
+
+
+def say_who_works_here(main: bool) -> None:
+    """Say more than Snakemake does where it will refuse to start because its folder is locked."""
+    if (
+        main
+        and not {"--unlock", "-n", "--dry-run", "--lint", "--report"} & set(sys.argv)
+        and (message := drivers.told(drivers.look(Path.cwd())))
+    ):
+        sys.stderr.write(f"Note: {message}.\n")
 
 
 def has_latex() -> bool:

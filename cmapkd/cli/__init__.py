@@ -20,6 +20,7 @@ from cmapkd.cli import paper as commands
 from cmapkd.cli.export import export
 from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, plan_of
 from cmapkd.errors import UserError, nearest
+from cmapkd.jobs import ATTEMPT, TIME_LIMIT, heed_signals
 
 app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
@@ -108,8 +109,12 @@ def train(
     results: Results = RESULTS,
     threads: Annotated[int, typer.Option(help="CPU threads on each node, shared by its ranks; 0: all")] = 0,
     ranks: Annotated[int, typer.Option(help="data-parallel processes; 0: as the experiment says")] = 0,
-    time_limit: Annotated[float, typer.Option(help="minutes of the job; it stops in time, with a checkpoint; 0: none")] = 0,
-    attempt: Annotated[int, typer.Option(help="number of this start in the workflow; 1 forgets earlier failures")] = 0,
+    time_limit: Annotated[
+        float, typer.Option(help="minutes of the job; it stops in time, with a checkpoint; 0: none", envvar=TIME_LIMIT)
+    ] = 0,
+    attempt: Annotated[
+        int, typer.Option(help="number of this start in the workflow; 1 forgets earlier failures", envvar=ATTEMPT)
+    ] = 0,
 ) -> None:
     """Train stages, by their addresses in `cmapkd plan`. Interrupted, the same command goes on from the last checkpoint.
 
@@ -340,6 +345,7 @@ def main() -> None:
     """Entry point: a user's mistake is a message and exit code 2, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cmapkd").setLevel(logging.INFO)
+    heed_signals()
     try:
         app()
     except UserError as error:

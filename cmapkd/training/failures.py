@@ -8,6 +8,7 @@ Three failures of one kind, without a new checkpoint between them, stop the stag
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ class Failures:
             "origin": self.origin,
             "rank": rank,
             "host": socket.gethostname(),
+            # SLURM's name of it; in a container, that may know nothing of SLURM, as `cmapkd.jobs` hands it on.
+            "node": os.environ.get("SLURMD_NODENAME") or os.environ.get("CMAPKD_NODE"),
             "attempt": self.attempt,
             "checkpoint": checkpoint,
         }

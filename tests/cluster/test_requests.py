@@ -22,15 +22,15 @@ LOCAL = {
 SMALL = {
     ("data_build", 1): "-t 720 --mem 8000 --ntasks=1 --cpus-per-task=1",
     ("data_build", 2): "-t 1440 --mem 16000 --ntasks=1 --cpus-per-task=1",
-    ("teacher", 1): "-t 1440 --mem 64000 --cpus-per-task=32 --gres=gpu:1",
-    ("teacher", 2): "-t 2880 --mem 128000 --cpus-per-task=32 --gres=gpu:1",
-    ("train", 1): "-t 1440 --mem 64000 --cpus-per-task=32 --gres=gpu:1",
-    ("train", 2): "-t 2880 --mem 128000 --cpus-per-task=32 --gres=gpu:1",
+    ("teacher", 1): "-t 1440 --mem 64000 --cpus-per-task=32 --signal=USR1@120 --gres=gpu:1",
+    ("teacher", 2): "-t 2880 --mem 128000 --cpus-per-task=32 --signal=USR1@120 --gres=gpu:1",
+    ("train", 1): "-t 1440 --mem 64000 --cpus-per-task=32 --signal=USR1@120 --gres=gpu:1",
+    ("train", 2): "-t 2880 --mem 128000 --cpus-per-task=32 --signal=USR1@120 --gres=gpu:1",
     ("evaluate", 1): "-t 240 --mem 32000 --cpus-per-task=8 --gres=gpu:1",
     ("evaluate", 2): "-t 480 --mem 64000 --cpus-per-task=8 --gres=gpu:1",
 }
 # 8 ranks on nodes of 4 GPUs: two nodes, one task on each, and no container around `srun`.
-LARGE = "-t 1440 --mem 64000 --nodes=2 --ntasks=2 --cpus-per-task=32 --ntasks-per-node=1 --gres=gpu:4"
+LARGE = "-t 1440 --mem 64000 --nodes=2 --ntasks=2 --cpus-per-task=32 --ntasks-per-node=1 --signal=USR1@120 --gres=gpu:4"
 
 
 def requests(checkout: Checkout, *arguments: str) -> list[dict[str, Any]]:

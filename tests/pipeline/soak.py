@@ -240,6 +240,25 @@ def _children(parent: int) -> list[int]:
     return found
 
 
+def on_slurm(count: int, seed: int, steps: int) -> None:
+    """The same with the workflow's job on a SLURM of our own."""
+    from ..cluster.slurm import Cluster
+    from ..cluster.soak import slurm_soak
+
+    with tempfile.TemporaryDirectory(prefix="cmapkd-soak-") as folder:
+        cluster = Cluster(Path(folder) / "slurm")
+        try:
+            cluster.start()
+            found = slurm_soak(Path(folder) / "soak", cluster, count, seed, steps)
+        except BaseException:
+            log = Path(folder) / "soak" / "log.txt"
+            sys.stderr.write("\n".join(log.read_text().splitlines()[-60:]) + "\n" if log.is_file() else "")
+            raise
+        finally:
+            cluster.stop()
+    sys.stdout.write(f"{len(found)} disturbances on SLURM, seed {seed}: weights and log are those of an undisturbed training\n")
+
+
 def main() -> None:
     """The command: prints each disturbance, and that nothing was lost."""
     parser = argparse.ArgumentParser(description="disturb a training at random moments and compare it with an undisturbed one")
@@ -247,7 +266,11 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the training")
+    parser.add_argument("--slurm", action="store_true", help="as a job of a SLURM brought up here (root): it is disturbed too")
     options = parser.parse_args()
+    if options.slurm:
+        on_slurm(options.count, options.seed, options.steps)
+        return
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = soak(Path(folder), options.count, options.ranks, options.seed, options.steps)

@@ -26,6 +26,15 @@ STEP = {
 }
 
 
+SIGNAL = "--signal=USR1@120"
+
+
+def asked_by(of: Layout, site: Site) -> dict[str, object]:
+    """Resources at the first attempt."""
+    asked = training_resources(of, site)
+    return {**asked, "slurm_extra": asked["slurm_extra"](None, 1)}
+
+
 @given(st.integers(1, 64), st.integers(0, 16))
 def test_ranks_fill_their_nodes_evenly_or_are_refused(ranks: int, per_node: int) -> None:
     if per_node and ranks > per_node and ranks % per_node:
@@ -40,17 +49,18 @@ def test_ranks_fill_their_nodes_evenly_or_are_refused(ranks: int, per_node: int)
 
 def test_one_node_asks_for_its_gpus_alone() -> None:
     site = Site(4, "gres=gpu:a100:{n}")
-    assert training_resources(layout(2, 4), site) == {"gres": "gpu:a100:2", "tasks_per_gpu": 0}
-    assert training_resources(layout(2, 0), Site()) == {}
+    assert asked_by(layout(2, 4), site) == {"gres": "gpu:a100:2", "tasks_per_gpu": 0, "slurm_extra": SIGNAL}
+    assert asked_by(layout(2, 0), Site()) == {"slurm_extra": SIGNAL}
 
 
 def test_several_nodes_are_one_mpi_job_with_a_task_on_each() -> None:
-    asked = training_resources(layout(8, 4), Site(4, "gres=gpu:{n}"))
+    asked = asked_by(layout(8, 4), Site(4, "gres=gpu:{n}"))
     assert asked == {
-        "nodes": 2, "mpi": "srun", "tasks": 2, "tasks_per_gpu": 0, "gres": "gpu:4", "slurm_extra": "--ntasks-per-node=1",
+        "nodes": 2, "mpi": "srun", "tasks": 2, "tasks_per_gpu": 0, "gres": "gpu:4",
+        "slurm_extra": f"--ntasks-per-node=1 {SIGNAL}",
     }  # fmt: skip
-    other = training_resources(layout(8, 4), Site(4, "--gpus-per-node={n}"))
-    assert other["slurm_extra"] == "--gpus-per-node=4 --ntasks-per-node=1"
+    other = asked_by(layout(8, 4), Site(4, "--gpus-per-node={n}"))
+    assert other["slurm_extra"] == f"--gpus-per-node=4 --ntasks-per-node=1 {SIGNAL}"
     assert "gres" not in other
 
 

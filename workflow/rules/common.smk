@@ -8,10 +8,11 @@ from pathlib import Path
 REPOSITORY = str(Path(workflow.basedir).parent)
 sys.path.insert(0, REPOSITORY)
 
-from cmapkd.cluster import Site, gpu_resources, layout, training_resources
+from cmapkd.cluster import Site, gpu_resources, layout, partition_of, training_resources
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
 from cmapkd.fingerprint import fingerprint
+from cmapkd.jobs import exclusion
 from cmapkd.plan import make_plan
 from cmapkd.paper.experiment import paper_context
 from cmapkd import workflow as parts
@@ -31,6 +32,8 @@ HOME = str(RESULTS / EXPERIMENT.name)
 # The experiment as it is, with overrides from the command line, for the sub-commands and for people. It is no input of
 # any rule: each rule names in `params` the keys it depends on.
 EFFECTIVE = f"{HOME}/experiment.yaml"
+# From a training's second attempt on, its job keeps away from nodes on which one has failed.
+AVOIDED = exclusion(Path(HOME), LAYOUT.nodes, partition_of("train", workflow.resource_settings))
 OPTIONS = shlex.join(["--experiment", EFFECTIVE, "--results", str(RESULTS)])
 CONTACT_SHEETS = parts.contact_sheets(EXPERIMENT)
 

@@ -20,7 +20,10 @@ shell.prefix(
     f'export PATH={parts.quoted(Path(sys.executable).parent)}:"$PATH"; '
     f"export PYTHONPATH={parts.quoted(REPOSITORY)}; "
     f"{parts.launch_variables(SITE, LAYOUT, IMAGE, workflow.deployment_settings)}"
+    f"{parts.job_prefix(workflow.remote_exec)}"
 )
+
+parts.say_who_works_here(workflow.is_main_process)
 
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
 LATEX = DEPLOYED or parts.has_latex()  # the image has it
