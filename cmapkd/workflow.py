@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import find_run, teacher_seed
+
+
+def config_directory(files: Sequence[str | Path]) -> Path | None:
+    """Folder of the experiment's file, where what it extends is looked for first; None without a file."""
+    return Path(files[-1]).absolute().parent if files else None
 
 
 def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:

@@ -206,6 +206,18 @@ class ExperimentConfig(Config):
     """A whole experiment: one file in ``config/``."""
 
     name: Name = Field(..., description="name of the experiment; its results lie in `results/<name>/`")
+    extends: str | None = Field(
+        None,
+        exclude=True,  # resolved before anything else sees the experiment (cmapkd.config.extend)
+        description="experiment file that this one starts from, beside this file or in `config/`: mappings are merged key by "
+        "key, lists are replaced, and `null` takes a key out",
+    )
+    data_root: str | None = Field(
+        None,
+        min_length=1,
+        exclude=True,  # likewise
+        description="folder with the folders of public data sets: what their `root` and `images` are relative to, e.g. `~/data`",
+    )
     seeds: tuple[Annotated[int, PydanticField(ge=0)], ...] = Field(
         (0,), min_length=1, description="seeds of every run; tables print mean and deviation over them"
     )

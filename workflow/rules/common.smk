@@ -18,7 +18,10 @@ from cmapkd import workflow as parts
 
 try:
     RESULTS = Path(config.get("results", "results"))
-    EXPERIMENT = parse_experiment({key: value for key, value in config.items() if key != "results"})
+    EXPERIMENT = parse_experiment(
+        {key: value for key, value in config.items() if key != "results"},
+        directory=parts.config_directory(workflow.configfiles),
+    )
     PLAN = make_plan(EXPERIMENT)
     PAPER = paper_context(EXPERIMENT, RESULTS)
     # Facts of a cluster, from its profile; without one, everything runs on this machine.
