@@ -196,18 +196,16 @@ def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
     teacher = plan.experiment.teacher
     model = model_settings(teacher.model, "teacher.model")
     if teacher.pretrained is not None:
-        settings = {
-            "kind": "pretrained",
-            "model": model,
-            "init": teacher.pretrained,
-            "method": {"method": "pretrained"},
-            "seed": 0,
-        }
-        return plan.add("teacher", settings, (), "teacher (pretrained)")
+        return _add_pretrained(plan, "teacher", model, teacher.pretrained)
     assert teacher.train is not None  # the schema asks for exactly one of the two
     stage = StageConfig(name="teacher", epochs=teacher.train.epochs, lr=teacher.train.lr, trains=("student", "heads"))
     settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed)
     return plan.add("teacher", settings, (), "teacher")
+
+
+def _add_pretrained(plan: Plan, role: str, model: dict[str, Any], init: str) -> str:
+    settings = {"kind": "pretrained", "model": model, "init": init, "method": {"method": "pretrained"}, "seed": 0}
+    return plan.add(role, settings, (), f"{role} (pretrained)")
 
 
 def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], method: CMAPKDConfig) -> str:
@@ -253,13 +251,16 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     teacher = plan.teacher if method.uses_teacher else None
     pyramid = _add_teacher_pyramid(plan, common, method) if isinstance(method, CMAPKDConfig) else None
     prompts = _add_teacher_prompts(plan, common, method.teacher_prompts) if isinstance(method, PromptKDConfig) else None
+    student = model_settings(experiment.student.model, "student.model")
     parent: str | None = None
+    if experiment.student.init != "random":  # fetched and read once for all runs, like the teacher's
+        parent = _add_pretrained(plan, "student", student, experiment.student.init)
     start = 0.0
     addresses = []
     for stage in method.stages(experiment.schedules[method.schedule]):
         settings = _settings(
             common,
-            model_settings(experiment.student.model, "student.model"),
+            student,
             experiment.student.init,
             method.stage_options(stage),
             stage,

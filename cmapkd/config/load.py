@@ -1,4 +1,4 @@
-"""Reading an experiment: YAML, `extends:`, `base:` of runs, and messages that name key, value, reason and the nearest spelling."""
+"""Reading an experiment: YAML, `extends:`, `base:` of runs; messages name key, value, reason and the nearest spelling."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class ExperimentConfig(Config):
         None,
         min_length=1,
         exclude=True,  # likewise
-        description="folder with the folders of public data sets: what their `root` and `images` are relative to, e.g. `~/data`",
+        description="folder with those of public data sets: what their `root` and `images` are relative to, e.g. `~/data`",
     )
     seeds: tuple[Annotated[int, PydanticField(ge=0)], ...] = Field(
         (0,), min_length=1, description="seeds of every run; tables print mean and deviation over them"
