@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint
+from cmapkd.gate import GATE
 from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
@@ -89,6 +89,23 @@ def stage_inputs(plan: Plan, home: str, address: str) -> list[str]:
     ]
 
 
+def gate_inputs(plan: Plan, home: str, address: str) -> list[str]:
+    """The teacher's gate, where numbers are expected of the teacher, for all but what the teacher itself is made of."""
+    gated = plan.experiment.teacher.expected and address != plan.teacher and plan.stages[address].method != "pretrained"
+    return [f"{home}/{GATE}"] if gated else []
+
+
+def gate_params(plan: Plan) -> dict[str, str]:
+    """What the teacher's gate depends on beside its metrics."""
+    teacher = plan.experiment.teacher
+    return {"config": digest([teacher.expected, teacher.tolerance], 16), "code": fingerprint("cmapkd.gate")}
+
+
+def pretrained_stages(plan: Plan) -> str:
+    """A pattern of the addresses of weights that are fetched instead of trained; one that nothing matches without any."""
+    return "|".join(address for address, stage in plan.stages.items() if stage.method == "pretrained") or "(?!)"
+
+
 def run_stages(plan: Plan, home: str, directory: str) -> list[str]:
     """Results of every stage of a run, in order, and of those of the teacher that its inference needs."""
     run = find_run(plan, directory)
@@ -114,9 +131,14 @@ def evaluation_inputs(experiment: ExperimentConfig, home: str) -> list[str]:
     return [f"{home}/data/{dataset}/manifest.json" for dataset in datasets]
 
 
+def teacher_directory(plan: Plan) -> str:
+    """The teacher among the runs."""
+    return f"{TEACHER}/{teacher_seed(plan.experiment)}"
+
+
 def metrics(plan: Plan, home: str) -> list[str]:
     """Metric files of the teacher and of every run and seed."""
-    directories = [f"{TEACHER}/{teacher_seed(plan.experiment)}", *(run.directory for run in plan.runs)]
+    directories = [teacher_directory(plan), *(run.directory for run in plan.runs)]
     return [f"{home}/metrics/{directory}.json" for directory in directories]
 
 
@@ -161,7 +183,7 @@ def part_labels(context: PaperContext, form: str) -> Callable[[Any, Any], dict[s
 
 def run_pages(plan: Plan, home: str) -> list[str]:
     """The report's page of the teacher and of every run and seed."""
-    directories = [f"{TEACHER}/{teacher_seed(plan.experiment)}", *(run.directory for run in plan.runs)]
+    directories = [teacher_directory(plan), *(run.directory for run in plan.runs)]
     return [f"{home}/report/runs/{directory}.html" for directory in directories]
 
 

@@ -147,8 +147,7 @@ def _samples(plan: Plan, reference: str, home: Path) -> int:
     manifest = home / "data" / dataset / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["splits"][split]["samples"])
-    count = getattr(plan.experiment.datasets[dataset], split, None)
-    if isinstance(count, int):
+    if (count := plan.experiment.datasets[dataset].published(split)) is not None:
         return count
     raise UserError(
         key=f"datasets.{dataset}", value=split, reason="its size is not known before it is built",
