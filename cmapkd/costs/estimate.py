@@ -117,7 +117,9 @@ def _cost(plan: Plan, stage: Stage, home: Path) -> StageCost:
     steps = max(1, round(settings["stage"]["epochs"] * samples / batch))
     trains = settings["stage"]["trains"]
     own = flops.image_tower(student) + flops.text_tower(student)
-    parts = [own * (3 if "student" in trains or settings["method"]["method"] == "teacher_prompts" else 1), 0.0, 0.0, 1.0]
+    passes = 3 if "student" in trains or settings["method"]["method"] == "teacher_prompts" else 1  # forward, and twice backward
+    passes += passes == 3 and plan.experiment.training.activation_checkpointing
+    parts = [own * passes, 0.0, 0.0, 1.0]
     above = None
     if settings["teacher"]:
         model = plan.stages[settings["teacher"]].settings["model"]

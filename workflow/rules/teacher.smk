@@ -15,7 +15,7 @@ rule teacher:
     benchmark:
         f"{HOME}/benchmarks/train/{{stage}}.jsonl"
     wildcard_constraints:
-        stage=f"(?!(?:{PRETRAINED})$)teacher-.+",
+        stage=f"(?!(?:{PRETRAINED})(?:/|$))teacher-.+",
     # Over several nodes `srun` is outside of the container, which `cmapkd train` then starts on each node.
     container:
         IMAGE if LAYOUT.nodes == 1 else None
