@@ -45,7 +45,10 @@ def compare(experiment: ExperimentConfig, metrics: Mapping[str, Any]) -> list[di
             if measured is None:
                 known = ", ".join(metrics.get(task, {}).get(split, {}).get("all", {}))
                 raise UserError(
-                    key=f"teacher.expected.{where}", value=metric, reason="was not measured", fix=f"there are: {known or 'none'}"
+                    key=f"teacher.expected.{where}",
+                    value=metric,
+                    reason="was not measured",
+                    fix=f"there are: {known or 'none'}",
                 )
             difference = float(measured) - expected
             found.append(

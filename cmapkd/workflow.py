@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig

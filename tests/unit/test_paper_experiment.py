@@ -65,7 +65,9 @@ def test_a_variant_gives_few_keys_and_shares_the_rest(name: str) -> None:
 
 
 def test_costs_are_known_before_anything_is_built(tmp_path: Path) -> None:
-    found = {name: estimate(make_plan(load_experiment(CONFIG / f"{name}.yaml")), tmp_path, "V100") for name in ("paper", *VARIANTS)}
+    found = {
+        name: estimate(make_plan(load_experiment(CONFIG / f"{name}.yaml")), tmp_path, "V100") for name in ("paper", *VARIANTS)
+    }
     work = {name: sum(cost.predicted for cost in costs.stages.values()) for name, costs in found.items()}
     # Steps are in proportion to the pictures; each training also takes some seconds to start.
     share = 118_287 / (118_287 + 3_318_333)
@@ -96,7 +98,9 @@ def test_full_size_towers_have_the_published_size_and_operations(name: str) -> N
     with torch.device("meta"):
         model = open_clip.create_model(name, device="meta").eval()
     assert efficiency.parameters(model)["image_parameters"] / 1e6 == pytest.approx(megabyte, abs=0.005)
-    counted = efficiency.flops(model, torch.zeros(1, 3, 224, 224, device="meta"), torch.zeros(1, 77, dtype=torch.long, device="meta"))
+    counted = efficiency.flops(
+        model, torch.zeros(1, 3, 224, 224, device="meta"), torch.zeros(1, 77, dtype=torch.long, device="meta")
+    )
     assert counted["image_flops"] / 1e9 == pytest.approx(giga, rel=0.01)
     assert flops.image_tower(flops.shapes_of(name, None)) == pytest.approx(counted["image_flops"], rel=0.005)
     shapes = towers.Tapped(model).shapes()
