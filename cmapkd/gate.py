@@ -21,7 +21,7 @@ GATE = "teacher/gate.json"
 _CAUSES = {
     "all": "the activation (a model without `-quickgelu` for weights trained with it), other weights than the tag says, or "
     "pictures prepared otherwise (mean, deviation, interpolation)",
-    "retrieval": "the split (COCO 5K is Karpathy's `test` with all of its captions: no `captions_per_image`), pictures that were "
+    "retrieval": "the split (COCO 5K is Karpathy's `test` with all captions: no `captions_per_image`), pictures that were "
     "reduced (`shorter_side`), turned (`upright`) or left out as bad",
     "zeroshot": "labels in another order than open_clip's class names (sorted synsets), or not all 50,000 pictures",
     "vqa": "answers cut by another `min_count`, or fewer training questions",
@@ -81,8 +81,8 @@ def pass_gate(experiment: ExperimentConfig, results: Path) -> list[str]:
         hint = f" ({len(others)} of {len(found)} are as expected: then rather the data)" if others else ""
         raise UserError(
             key="teacher.expected",
-            reason=f"the teacher does not measure what is known of it, within {experiment.teacher.tolerance:g} points, so nothing "
-            f"is trained{hint}:\n  " + "\n  ".join(map(tell, failed)),
+            reason=f"the teacher does not measure what is known of it, within {experiment.teacher.tolerance:g} points, so "
+            f"nothing is trained{hint}:\n  " + "\n  ".join(map(tell, failed)),
             fix=f"usual causes: {_CAUSES['all']}; " + "; ".join(f"{task}: {_CAUSES[task]}" for task in tasks)
             + ". Or correct the expectation, or take it out",
         )  # fmt: skip

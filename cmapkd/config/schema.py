@@ -121,8 +121,8 @@ class TrainingConfig(Config):
     )
     activation_checkpointing: bool = Field(
         False,
-        description="keep only the inputs of the student's blocks and compute the rest again in the backward pass: less memory, "
-        "about a third more time, the same gradients; not where blocks have prompts (PromptKD)",
+        description="keep only the inputs of the student's blocks and compute the rest again in the backward pass: less memory "
+        "for up to a third more time, the same gradients; not where blocks have prompts (PromptKD)",
     )
     weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay; none on norms, biases and logit scales")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW momenta")

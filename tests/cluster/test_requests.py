@@ -73,7 +73,7 @@ def test_many_ranks_take_several_nodes(checkout: Checkout, many_ranks: Path) -> 
     assert {job["asks"] for job in jobs if job["rule"] == "evaluate" and job["attempt"] == 1} == {SMALL["evaluate", 1]}
 
 
-# What config/paper.yaml asks for, which the profile names: 107 trainings of 8 ranks on two nodes of 4 GPUs each, 49 evaluations.
+# What config/paper.yaml, which the profile names, asks for: 107 trainings of 8 ranks on two nodes of 4 GPUs, 49 evaluations.
 PAPER = {
     "data_build": (6, SMALL["data_build", 1]),
     "data_overlap": (1, "-t 720 --mem 8000 --ntasks=1 --cpus-per-task=1"),

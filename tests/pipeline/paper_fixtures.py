@@ -1,8 +1,8 @@
 """config/paper.yaml on small data sets in their publishers' formats, with small models: the same rows and rules, no downloads.
 
 What is left out: the size of everything. Of the run (`short`) further all but one seed, the baselines between `Scratch` and
-`CMAPKD` but for PromptKD, all ablations but one, and ImageNet's 1,000 classes with 80 templates each (80,000 texts to encode for
-each run): its shards are built, and pictures of one's own with four classes are classified in its place.
+`CMAPKD` but for PromptKD, all ablations but one, and ImageNet's 1,000 classes with 80 templates each (80,000 texts to encode
+for each run): its shards are built, and pictures of one's own with four classes are classified in its place.
 """
 
 from __future__ import annotations
