@@ -82,5 +82,5 @@ def short(content: dict[str, Any], expected: float) -> dict[str, Any]:
         "runs": runs,
         "teacher": {**content["teacher"], "expected": {"retrieval:coco5k/test": {"i2t_r1": expected, "t2i_r1": None}, **never}},
         "evaluation": {**content["evaluation"], "zeroshot": ["classes/val"]},
-        "paper": {"labels": labels, "bootstrap": {"samples": 100}},
+        "paper": {"labels": labels, "bootstrap": {"samples": 2000}},
     }
