@@ -72,6 +72,10 @@ docs: setup ## the documentation as a site in build/docs/ (index.html opens with
 soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0", SOAK=--slurm: as a job)
 	$(BIN)/python -m tests.pipeline.soak $(SOAK)
 
+.PHONY: fullsize
+fullsize: setup ## one step of each method with ViT-L/14 and ViT-B/16 on this machine (5 GB of memory): docs/fullsize.md
+	$(BIN)/python scripts/fullsize.py
+
 lint: setup ## formatting, static checks, generated documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

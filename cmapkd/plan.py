@@ -158,6 +158,7 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
     # batch is cut (`uncut`). Retries do when one happens, and `stage.json` then tells: with an address of its own, every
     # training would be lost to a precaution.
     operational = {"ranks", "workers", "cache_bytes", "log_every", "checkpoint_minutes", "bad_samples", "nan_retries"}
+    operational |= {"activation_checkpointing"}
     operational |= {"oom_retries", "stop_margin_minutes", "lock_wait_minutes", "lock_stale_minutes", "barrier_minutes"}
     shared = experiment.training.model_dump(mode="json", exclude={"deepspeed", *operational})
     if shared["augmentation"]["views"] is None:
@@ -198,18 +199,16 @@ def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
     teacher = plan.experiment.teacher
     model = model_settings(teacher.model, "teacher.model")
     if teacher.pretrained is not None:
-        settings = {
-            "kind": "pretrained",
-            "model": model,
-            "init": teacher.pretrained,
-            "method": {"method": "pretrained"},
-            "seed": 0,
-        }
-        return plan.add("teacher", settings, (), "teacher (pretrained)")
+        return _add_pretrained(plan, "teacher", model, teacher.pretrained)
     assert teacher.train is not None  # the schema asks for exactly one of the two
     stage = StageConfig(name="teacher", epochs=teacher.train.epochs, lr=teacher.train.lr, trains=("student", "heads"))
     settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed)
     return plan.add("teacher", settings, (), "teacher")
+
+
+def _add_pretrained(plan: Plan, role: str, model: dict[str, Any], init: str) -> str:
+    settings = {"kind": "pretrained", "model": model, "init": init, "method": {"method": "pretrained"}, "seed": 0}
+    return plan.add(role, settings, (), f"{role} (pretrained)")
 
 
 def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], method: CMAPKDConfig) -> str:
@@ -255,16 +254,15 @@ def _add_teacher_cache(plan: Plan, common: dict[str, Any], part: CachedPart, sai
     experiment = plan.experiment
     assert experiment.teacher.cache is not None
     precision = experiment.teacher.cache.precision
-    by = {"teacher": said["teacher"], "teacher_prompts": said["teacher_prompts"]}
-    if part == "pyramid":
-        by = {"teacher": said["teacher"], "teacher_pyramid": said["teacher_pyramid"]}
+    others = ("teacher_pyramid",) if part == "pyramid" else ("teacher_prompts",)
+    by = {key: address for key in ("teacher", *others, "student") if (address := said[key]) is not None}
     settings: dict[str, Any] = {
         "kind": "cache",
         "method": {"method": "teacher_cache"},
         "part": part,
         # Vectors are small, and kept in half precision at least.
         "precision": precision if part == "pyramid" or precision == "fp32" else "fp16",
-        **{key: address for key, address in by.items() if address is not None},
+        **by,
         "pyramid": experiment.pyramid.model_dump(mode="json") if part == "pyramid" else None,
         # Pictures and texts are prepared as for the student.
         "model": model_settings(experiment.student.model, "student.model"),
@@ -282,16 +280,19 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     teacher = plan.teacher if method.uses_teacher else None
     pyramid = _add_teacher_pyramid(plan, common, method) if isinstance(method, CMAPKDConfig) else None
     prompts = _add_teacher_prompts(plan, common, method.teacher_prompts) if isinstance(method, PromptKDConfig) else None
+    student = model_settings(experiment.student.model, "student.model")
     parent: str | None = None
+    if experiment.student.init != "random":  # fetched and read once for all runs, like the teacher's
+        parent = _add_pretrained(plan, "student", student, experiment.student.init)
     start = 0.0
     addresses = []
-    said = {"teacher": teacher, "teacher_pyramid": pyramid, "teacher_prompts": prompts}
+    said = {"teacher": teacher, "teacher_pyramid": pyramid, "teacher_prompts": prompts, "student": parent}
     for stage in method.stages(experiment.schedules[method.schedule]):
         parts: tuple[CachedPart, ...] = method.cached_parts(stage) if experiment.teacher.cache is not None else ()
         caches = {part: _add_teacher_cache(plan, common, part, said) for part in parts}
         settings = _settings(
             common,
-            model_settings(experiment.student.model, "student.model"),
+            student,
             experiment.student.init,
             method.stage_options(stage),
             stage,

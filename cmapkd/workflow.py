@@ -20,6 +20,7 @@ from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
+from cmapkd.gate import GATE
 from cmapkd.image import chosen as chosen
 from cmapkd.image import enter, identify, paths_in
 from cmapkd.paper import build
@@ -57,6 +58,11 @@ def results_folder(name: Any) -> Path:
 def quoted(path: str | Path) -> str:
     """A path as one word of a shell line that Snakemake formats before it is run."""
     return shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
+
+
+def config_directory(files: Sequence[str | Path]) -> Path | None:
+    """Folder of the experiment's file, where what it extends is looked for first; None without a file."""
+    return Path(files[-1]).absolute().parent if files else None
 
 
 def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:
@@ -114,6 +120,23 @@ def stage_inputs(plan: Plan, home: str, address: str) -> list[str]:
     ]
 
 
+def gate_inputs(plan: Plan, home: str, address: str) -> list[str]:
+    """The teacher's gate, where numbers are expected of the teacher, for all but what the teacher itself is made of."""
+    gated = plan.experiment.teacher.expected and address != plan.teacher and plan.stages[address].method != "pretrained"
+    return [f"{home}/{GATE}"] if gated else []
+
+
+def gate_params(plan: Plan) -> dict[str, str]:
+    """What the teacher's gate depends on beside its metrics."""
+    teacher = plan.experiment.teacher
+    return {"config": digest([teacher.expected, teacher.tolerance], 16), "code": fingerprint("cmapkd.gate")}
+
+
+def pretrained_stages(plan: Plan) -> str:
+    """A pattern of the addresses of weights that are fetched instead of trained; one that nothing matches without any."""
+    return "|".join(address for address, stage in plan.stages.items() if stage.method == "pretrained") or "(?!)"
+
+
 def run_stages(plan: Plan, home: str, directory: str) -> list[str]:
     """Results of every stage of a run, in order, and of those of the teacher that its inference needs."""
     run = find_run(plan, directory)
@@ -139,9 +162,14 @@ def evaluation_inputs(experiment: ExperimentConfig, home: str) -> list[str]:
     return [f"{home}/data/{dataset}/manifest.json" for dataset in datasets]
 
 
+def teacher_directory(plan: Plan) -> str:
+    """The teacher among the runs."""
+    return f"{TEACHER}/{teacher_seed(plan.experiment)}"
+
+
 def metrics(plan: Plan, home: str) -> list[str]:
     """Metric files of the teacher and of every run and seed."""
-    directories = [f"{TEACHER}/{teacher_seed(plan.experiment)}", *(run.directory for run in plan.runs)]
+    directories = [teacher_directory(plan), *(run.directory for run in plan.runs)]
     return [f"{home}/metrics/{directory}.json" for directory in directories]
 
 
@@ -186,7 +214,7 @@ def part_labels(context: PaperContext, form: str) -> Callable[[Any, Any], dict[s
 
 def run_pages(plan: Plan, home: str) -> list[str]:
     """The report's page of the teacher and of every run and seed."""
-    directories = [f"{TEACHER}/{teacher_seed(plan.experiment)}", *(run.directory for run in plan.runs)]
+    directories = [teacher_directory(plan), *(run.directory for run in plan.runs)]
     return [f"{home}/report/runs/{directory}.html" for directory in directories]
 
 

@@ -163,6 +163,33 @@ def train(
         raise SystemExit(EXIT) from None  # an unfinished job, not a failed one
 
 
+@app.command("weights")
+def weights(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Fetch the pretrained weights that an experiment names and make its teacher and student of them, unless they are there.
+
+    The workflow does the same on the machine that runs it; nodes of a cluster often have no network.
+    """
+    from cmapkd.training.loop import train_stage
+
+    plan = plan_of(experiment)
+    home = results / plan.experiment.name
+    for address, stage in plan.stages.items():
+        if stage.method == "pretrained":
+            if not (home / "stages" / address / "stage.json").is_file():
+                train_stage(stage, home, plan.experiment.training)
+            typer.echo(f"{address:34} {stage.settings['model']['name']} {stage.settings['init']}")
+
+
+@app.command("gate")
+def gate(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+    """Compare the teacher's metrics with what the experiment expects of it (`teacher.expected`)."""
+    from cmapkd.config import load_experiment
+    from cmapkd.gate import pass_gate
+
+    for line in pass_gate(load_experiment(experiment), results):
+        typer.echo(line)
+
+
 @app.command("collect")
 def collect(runs: list[str], experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """Gather the result of runs (`<name>/<seed>`): the last stage's student as an open_clip directory, and its history."""

@@ -30,9 +30,9 @@ def check_weights(experiment):  # type: ignore[no-untyped-def]
     )
     for model, init, key in named:
         if init not in (None, "random"):
-            from cmapkd.models import towers
+            from cmapkd.models import weights
 
-            towers.check_init(model, init, key)
+            weights.check_init(model, init, key)
 
 
 def home_of(experiment: Path, results: Path) -> Path:

@@ -59,7 +59,7 @@ def update(fix: bool, directory: Path = CONFIG) -> list[str]:
 
 
 def json_schema() -> str:
-    """JSON schema (draft 2020-12) of an experiment file, for editors. Unlike the classes, it knows `base:` of a run."""
+    """JSON schema (draft 2020-12) of an experiment file, for editors. Unlike the classes, it knows `base:` and `extends:`."""
     content = schema.ExperimentConfig.model_json_schema()
     for definition in content["$defs"].values():
         for tag in ("method", "source"):  # the constant that tells the members of a union apart has to be written
@@ -74,6 +74,18 @@ def json_schema() -> str:
         "properties": {"base": {"type": "string", "description": "run whose keys this run starts from"}},
     }
     runs["additionalProperties"] = {"anyOf": [runs["additionalProperties"], base]}
+    # What a file leaves to the one it extends cannot be checked here; `cmapkd config check` does.
+    whole = {key: content.pop(key) for key in ("properties", "required", "additionalProperties")}
+    content["if"] = {"required": ["extends"], "properties": {"extends": {"type": "string"}}}
+    content["then"] = {
+        "required": ["name"],
+        "properties": {
+            key: whole["properties"][key] if key in ("name", "extends") else {"description": value.get("description", "")}
+            for key, value in whole["properties"].items()
+        },
+        "additionalProperties": False,
+    }
+    content["else"] = whole
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Experiment of CMAPKD"}
     content = {**head, **{key: value for key, value in content.items() if key not in head}}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

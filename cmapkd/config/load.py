@@ -1,4 +1,4 @@
-"""Reading an experiment: YAML, `base:` of runs, and messages that name key, value, reason and the nearest spelling."""
+"""Reading an experiment: YAML, `extends:`, `base:` of runs; messages name key, value, reason and the nearest spelling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from cmapkd.config.extend import extended, rooted
 from cmapkd.config.schema import DEFAULT_SCHEDULES, ExperimentConfig
 from cmapkd.config.tuning import tuned_values
 from cmapkd.errors import UserError, nearest
@@ -110,7 +111,7 @@ def parse_experiment(
     Args:
         content: the keys of an experiment.
         origin: what messages call it.
-        directory: of the experiment file, where its key `tuned` is looked up before the repository.
+        directory: of the experiment file, where its keys `extends` and `tuned` are looked up before the repository.
         tuning: as in `load_experiment`.
 
     Raises:
@@ -120,6 +121,7 @@ def parse_experiment(
         reason = f"holds more than {LARGEST:,} values once its YAML aliases (*name) are written out"
         raise UserError(key=origin, reason=reason, fix="no experiment is that large: write out the few values that are meant")
     plain: dict[str, Any] = _plain(content, origin, ())
+    plain = rooted(extended(plain, origin, directory, lambda path: _plain(_read(path), str(path), ())))
     if isinstance(plain.get("runs"), dict):
         eligible = plain["runs"] if tuning is None else _based_on(tuning, plain["runs"])
         if eligible and isinstance(plain.get("tuned"), str):

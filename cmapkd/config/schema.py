@@ -70,11 +70,25 @@ class TeacherConfig(Config):
     """The teacher: pretrained weights, or trained here from scratch. Shared by all runs."""
 
     model: str = Field("ViT-L-14", description="an open_clip model name, or the name of a file in `config/models/`")
-    pretrained: str | None = Field(None, description="an open_clip pretrained tag, or the path of an open_clip checkpoint")
+    pretrained: str | None = Field(
+        None,
+        description="an open_clip pretrained tag (`cmapkd weights` fetches it), or the path of a checkpoint or directory of "
+        "open_clip's, OpenAI's or Hugging Face's form",
+    )
     train: TeacherTraining | None = Field(None, description="train the teacher from scratch instead")
     pyramid: TeacherPyramidConfig = Field(TeacherPyramidConfig(), description="how the teacher's pyramid is fitted")
     cache: TeacherCacheConfig | None = Field(
         None, description="keep its outputs on disk; needs views that can be repeated (`training.augmentation`); null: do not"
+    )
+    expected: dict[str, dict[str, Annotated[float, PydanticField(ge=0, le=100)]]] = Field(
+        {},
+        unit="percent",
+        description="what is known of the teacher, as `<task>:<dataset>/<split>` to metrics, e.g. `retrieval:coco/test: "
+        "{i2t_r1: 56.34}`: nothing is trained before it measures that; empty: not asked. Set it before the first training: "
+        "it is an input of all, so setting it later trains anew",
+    )
+    tolerance: float = Field(
+        0.3, ge=0, le=100, unit="points", description="how far a number of `expected` may be off, either way"
     )
 
     @model_validator(mode="after")
@@ -88,7 +102,7 @@ class StudentConfig(Config):
     """The student's architecture and where its weights start."""
 
     model: str = Field("ViT-B-16", description="an open_clip model name, or the name of a file in `config/models/`")
-    init: str = Field("random", description="`random`, an open_clip pretrained tag, or the path of an open_clip checkpoint")
+    init: str = Field("random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`")
 
 
 class AugmentationConfig(Config):
@@ -131,6 +145,11 @@ class TrainingConfig(Config):
     )
     deepspeed: Name = Field(
         "fp32", description="name of a file in `config/deepspeed/`: ZeRO stage, precision, clipping and accumulation"
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep only the inputs of the student's blocks and compute the rest again in the backward pass: less memory "
+        "for up to a third more time, the same gradients; not where blocks have prompts (PromptKD)",
     )
     weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay; none on norms, biases and logit scales")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW momenta")
@@ -233,6 +252,18 @@ class ExperimentConfig(Config):
     """A whole experiment: one file in ``config/``."""
 
     name: Name = Field(..., description="name of the experiment; its results lie in `results/<name>/`")
+    extends: str | None = Field(
+        None,
+        exclude=True,  # resolved before anything else sees the experiment (cmapkd.config.extend)
+        description="experiment file that this one starts from, beside this file or in `config/`: mappings are merged key by "
+        "key, lists are replaced, and `null` takes a key out",
+    )
+    data_root: str | None = Field(
+        None,
+        min_length=1,
+        exclude=True,  # likewise
+        description="folder with those of public data sets: what their `root` and `images` are relative to, e.g. `~/data`",
+    )
     seeds: tuple[Annotated[int, PydanticField(ge=0)], ...] = Field(
         (0,), min_length=1, description="seeds of every run; tables print mean and deviation over them"
     )
@@ -288,6 +319,7 @@ class ExperimentConfig(Config):
             if split not in (built := self.datasets[dataset].built()):
                 written = ", ".join(built)
                 raise ValueError(f"{key} = {reference!r}: datasets.{dataset}.splits writes only {written}; name {split} there")
+        self._check_expected()
         for run in self.tuning.runs:
             if run not in self.runs:
                 raise ValueError(
@@ -309,6 +341,16 @@ class ExperimentConfig(Config):
         if batch % ranks:
             raise ValueError(f"training.global_batch = {batch} is not divisible by training.ranks = {ranks}")
         return self
+
+    def _check_expected(self) -> None:
+        """What the teacher is expected to measure has to be measured."""
+        evaluation = self.evaluation
+        vqa = evaluation.vqa.test if evaluation.vqa is not None else ()
+        measured = {"retrieval": evaluation.retrieval, "zeroshot": evaluation.zeroshot, "vqa": vqa}
+        known = [f"{task}:{reference}" for task, references in measured.items() for reference in references]
+        for key in self.teacher.expected:
+            if key not in known:
+                raise ValueError(f"teacher.expected names {key!r}, which `evaluation` does not measure; {nearest(key, known)}")
 
     def _check_paper(self) -> None:
         """What a table needs is asked for before anything is trained."""

@@ -24,6 +24,11 @@ class SourceConfig(Config):
         """The splits that are written, of those that there may be."""
         return self.split_names
 
+    def published(self, split: str) -> int | None:
+        """How many samples a split has, before it is built: as configured, or as its publisher says; None: unknown."""
+        count = getattr(self, split, None)
+        return count if isinstance(count, int) else None
+
 
 class EmojiScenesConfig(SourceConfig):
     """Emoji Scenes: pictures composed of openly licensed emoji drawings that come inside npm packages."""
@@ -107,6 +112,7 @@ class PublicConfig(SourceConfig):
     )
 
     operational: ClassVar[frozenset[str]] = frozenset({"root", "check"})
+    sizes: ClassVar[dict[str, int]] = {}  # published numbers of samples by split, or by partition and split
     default: ClassVar[tuple[str, ...]] = ()  # what is written unless `splits` says otherwise
 
     def possible(self) -> tuple[str, ...]:
@@ -116,6 +122,10 @@ class PublicConfig(SourceConfig):
     def built(self) -> tuple[str, ...]:
         """The splits that are written."""
         return self.splits if self.splits is not None else (self.default or self.possible())
+
+    def published(self, split: str) -> int | None:
+        """As published, whatever is missing, damaged or left out for overlap."""
+        return self.sizes.get(f"{getattr(self, 'partition', '')}/{split}", self.sizes.get(split))
 
     @model_validator(mode="after")
     def _known_splits(self) -> PublicConfig:
@@ -138,6 +148,10 @@ class CocoCaptionsConfig(PublicConfig):
     )
 
     split_names: ClassVar[tuple[str, ...]] = ("train", "restval", "val", "test")
+    sizes: ClassVar[dict[str, int]] = {
+        "2017/train": 118_287, "2017/val": 5_000, "2014/train": 82_783, "2014/val": 40_504,
+        "karpathy/train": 82_783, "karpathy/restval": 30_504, "karpathy/val": 5_000, "karpathy/test": 5_000,
+    }  # fmt: skip
 
     def possible(self) -> tuple[str, ...]:
         """Karpathy has four splits, the publisher two with public captions."""
@@ -155,6 +169,7 @@ class Flickr30kConfig(PublicConfig):
     )
 
     split_names: ClassVar[tuple[str, ...]] = ("train", "val", "test", "all")
+    sizes: ClassVar[dict[str, int]] = {"train": 29_000, "val": 1_014, "test": 1_000, "all": 31_783}
 
     def possible(self) -> tuple[str, ...]:
         """Without Karpathy's file there is one split."""
@@ -165,6 +180,7 @@ class ConceptualCaptionsConfig(PublicConfig):
     """Conceptual Captions 3M (Sharma et al., 2018): pictures of the web with their alt-texts, as `img2dataset` saves them."""
 
     source: Literal["conceptual_captions"] = "conceptual_captions"
+    sizes: ClassVar[dict[str, int]] = {"train": 3_318_333, "val": 15_840}  # addresses; many are dead
 
     split_names: ClassVar[tuple[str, ...]] = ("train", "val")
     default: ClassVar[tuple[str, ...]] = ("train",)
@@ -174,6 +190,7 @@ class VisualGenomeConfig(PublicConfig):
     """Visual Genome (Krishna et al., 2017): the descriptions of a picture's largest regions stand in for its captions."""
 
     source: Literal["visual_genome"] = "visual_genome"
+    sizes: ClassVar[dict[str, int]] = {"train": 108_077}
     regions: int = Field(
         5, ge=1, unit="regions", description="regions whose descriptions are a picture's captions, largest first"
     )
@@ -185,6 +202,7 @@ class Vqav2Config(PublicConfig):
     """VQAv2 (Goyal et al., 2017): questions about the pictures of COCO 2014, each with ten answers."""
 
     source: Literal["vqav2"] = "vqav2"
+    sizes: ClassVar[dict[str, int]] = {"train": 82_783, "val": 40_504}  # pictures
     images: str | None = Field(
         None, min_length=1, description="folder with COCO's `train2014` and `val2014`, as folders or zips; null: `root`"
     )
@@ -197,6 +215,7 @@ class ImagenetConfig(PublicConfig):
     """ImageNet-1K (ILSVRC 2012): pictures of 1,000 classes, with the class names and 80 templates of open_clip."""
 
     source: Literal["imagenet"] = "imagenet"
+    sizes: ClassVar[dict[str, int]] = {"train": 1_281_167, "val": 50_000}
 
     split_names: ClassVar[tuple[str, ...]] = ("train", "val")
     default: ClassVar[tuple[str, ...]] = ("val",)

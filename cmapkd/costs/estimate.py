@@ -149,7 +149,9 @@ def _cost(plan: Plan, stage: Stage, home: Path) -> StageCost:
     steps = max(1, round(settings["stage"]["epochs"] * samples / batch))
     trains = settings["stage"]["trains"]
     own = flops.image_tower(student) + flops.text_tower(student)
-    parts = [own * (3 if "student" in trains or settings["method"]["method"] == "teacher_prompts" else 1), 0.0, 0.0, 1.0]
+    passes = 3 if "student" in trains or settings["method"]["method"] == "teacher_prompts" else 1  # forward, and twice backward
+    passes += passes == 3 and plan.experiment.training.activation_checkpointing
+    parts = [own * passes, 0.0, 0.0, 1.0]
     above = None
     if settings["teacher"]:
         model = plan.stages[settings["teacher"]].settings["model"]
@@ -201,8 +203,7 @@ def _samples(plan: Plan, reference: str, home: Path) -> int:
     manifest = home / "data" / dataset / "manifest.json"
     if manifest.is_file():
         return int(read_json(manifest)["splits"][split]["samples"])
-    count = getattr(plan.experiment.datasets[dataset], split, None)
-    if isinstance(count, int):
+    if (count := plan.experiment.datasets[dataset].published(split)) is not None:
         return count
     raise UserError(
         key=f"datasets.{dataset}", value=split, reason="its size is not known before it is built",

@@ -26,10 +26,12 @@ from torch import Tensor, nn
 
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import atomic_path, read_json, write_json
-from cmapkd.models import configs
+from cmapkd.models import configs, formats
+from cmapkd.models import weights as pretrained
+from cmapkd.models.weights import CONFIG as CONFIG
+from cmapkd.models.weights import WEIGHTS as WEIGHTS
 
-WEIGHTS = "open_clip_model.safetensors"  # the names under which open_clip looks for both in a `local-dir:`
-CONFIG = "open_clip_config.json"
+HF_PREPROCESS = "preprocessor_config.json"
 
 
 @dataclass
@@ -115,11 +117,13 @@ def create(name: str, config: Mapping[str, Any] | None, init: str, key: str = "p
     Args:
         name: open_clip model name; the name under which ``config`` is known otherwise.
         config: architecture in open_clip's JSON form, or None for a name that open_clip knows.
-        init: ``random``, a pretrained tag of that model, or the path of a checkpoint or of an open_clip directory.
+        init: ``random``, a pretrained tag of that model, or the path of a checkpoint or of a directory of open_clip's or
+            Hugging Face's (the forms of ``cmapkd.models.formats``).
         key: where the experiment names ``init``.
 
     Raises:
-        UserError: unknown name, tag or path, or a patch that does not divide the image.
+        UserError: unknown name, tag or path, a patch that does not divide the image, or weights that are not on this machine
+            or of another architecture.
     """
     if config is not None:
         _register(name, config)
@@ -128,41 +132,34 @@ def create(name: str, config: Mapping[str, Any] | None, init: str, key: str = "p
             key="model", value=name, reason="open_clip knows no such model", fix=nearest(name, open_clip.list_models())
         )
     configs.check_patches(name, open_clip.get_model_config(name) or {})
-    check_init(name, init, key)
-    if Path(init).is_dir():
-        return load(Path(init))
+    pretrained.check_init(name, init, key)
+    path = Path(init)
+    if (path / CONFIG).is_file():
+        return load(path)
+    big_vision = path.suffix in (".npz", ".npy")  # arrays, no pickles: open_clip reads them
     with _quiet():
-        return open_clip.create_model(
-            name, pretrained=None if init == "random" else init, pretrained_text=False, output_dict=True
+        model: nn.Module = open_clip.create_model(
+            name, pretrained=init if big_vision else None, pretrained_text=False, output_dict=True
         )
+    if init == "random" or big_vision:
+        return model
+    if not path.exists():
+        path = pretrained.require(name, init, key)
+        _set_preprocess(model, {"interpolation": "bicubic", **pretrained.about(name, init)})
+    elif path.is_dir():
+        formats.check_hugging_face(path, formats.activation_of(model), key)
+        if (path / HF_PREPROCESS).is_file():
+            told = read_json(path / HF_PREPROCESS)
+            _set_preprocess(model, {"mean": told.get("image_mean"), "std": told.get("image_std")})
+    formats.fill(model, formats.read_weights(path, key), key, init)
+    return model
 
 
-def check_init(name: str, init: str, key: str) -> None:
-    """Refuse weights that do not exist, before anything is downloaded or built.
-
-    Args:
-        name: of the architecture.
-        init: as for ``create``.
-        key: where the experiment names ``init``.
-
-    Raises:
-        UserError: no tag of that architecture, no such file, or a directory that open_clip did not write.
-    """
-    path, tags = Path(init), open_clip.list_pretrained_tags_by_model(name)
-    if path.is_dir():
-        if missing := [file for file in (CONFIG, WEIGHTS) if not (path / file).is_file()]:
-            reason = f"is a directory without {' and '.join(missing)}"
-            raise UserError(key=key, value=init, reason=reason, fix="name a checkpoint, or a directory with both files")
-        return
-    if init == "random" or init in tags or path.is_file():
-        return
-    known = ", ".join(sorted(tags)) or "none"
-    if path.name != init or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        fix = f"correct the path (it is relative to {Path.cwd()}), or use a tag: {known}"
-        raise UserError(key=key, value=init, reason="there is no such file", fix=fix)
-    hint = nearest(init, [*tags, "random"])
-    fix = hint if hint.startswith("known") else f"{hint} All tags: {known}"
-    raise UserError(key=key, value=init, reason=f"is no tag of {name} and no file", fix=fix)
+def _set_preprocess(model: nn.Module, known: Mapping[str, Any]) -> None:
+    """How the pictures of these weights are prepared, as far as it is known."""
+    own = open_clip.get_model_preprocess_cfg(model)
+    told = {name: known[name] for name in ("mean", "std", "interpolation", "resize_mode") if known.get(name)}
+    open_clip.set_model_preprocess_cfg(model, {**own, **told})
 
 
 def _register(name: str, config: Mapping[str, Any]) -> None:

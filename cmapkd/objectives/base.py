@@ -81,6 +81,7 @@ class Objective(nn.Module, ABC):
     needs_teacher: bool = True  # whether a teacher, where the method has one, must be asked in this stage
     needs_text: bool = True  # whether the models must encode the captions of the batch
     grid: int | None = None  # cells along an axis that the pyramids must keep for late interaction
+    recomputes: bool = True  # whether a block's forward pass may be repeated outside of the model's (activation checkpointing)
     teacher_side: ClassVar[bool] = False  # its "student" is the teacher itself, frozen: a stage that writes no model
 
     def __init__(self, surroundings: Surroundings) -> None:

@@ -86,6 +86,7 @@ class CMAPKD(Objective):
                 self.pyramid.channels, self.pyramid.text_channels, network["hidden"], network["dropout"], network["temperature"]
             )
         self.looks_ahead = self.alsn is not None and options["alsn"]["objective"] == "task"
+        self.recomputes = not self.looks_ahead  # it runs the model with other weights than its own
 
     def group_of(self, parameter: str) -> str:
         if parameter.startswith("alsn."):

@@ -57,6 +57,7 @@ class PromptKD(FullPrecisionBuffers, Objective):
         options = surroundings.options
         self.prompts: Prompts | None = None
         if options["student_prompts"]:
+            self.recomputes = False
             layers = options["student_prompt_layers"]
             self.prompts = Prompts(surroundings.student, options["student_prompts"], layers, text=False)
         self.projector = Projector(surroundings.student.embed_dim, surroundings.teacher.embed_dim)

@@ -28,6 +28,7 @@ class TeacherPrompts(Objective):
     """Task loss of the prompted teacher, kept near the un-prompted one."""
 
     teacher_side = True
+    recomputes = False
 
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__(surroundings)

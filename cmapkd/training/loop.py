@@ -175,7 +175,7 @@ def _train(
     run = _Run(
         stage, results, directory, options, deepspeed, origin, device, lock, failures, signals, budget, retries, halvings()
     )
-    prepared = prepare(stage.settings, results / "stages")
+    prepared = _prepare(run)
     try:
         if stage.settings["method"].get("fit", True):  # a random pyramid is used as it was initialised
             while True:
@@ -194,12 +194,19 @@ def _train(
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                prepared = prepare(stage.settings, results / "stages")
+                prepared = _prepare(run)
         distributed.together(lambda: _end(run, prepared, started, summary, bad), "writing the result")
     except Exception as error:
         _report(run, error)
         raise
     checkpoints.clear(saved)
+
+
+def _prepare(run: _Run) -> Prepared:
+    prepared = prepare(run.stage.settings, run.results / "stages")
+    if run.options.activation_checkpointing and not prepared.module.checkpoint_activations() and distributed.rank() == 0:
+        log.info("%s: activations are kept, as its blocks cannot be computed again", run.stage.label)
+    return prepared
 
 
 def _end(run: _Run, prepared: Prepared, started: Start, summary: dict[str, Any], bad: dict[str, Any]) -> None:

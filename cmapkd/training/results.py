@@ -8,7 +8,9 @@ from typing import Any
 from cmapkd.data.shards import read_manifest
 from cmapkd.files import digest, sha256_of, write_json
 from cmapkd.fingerprint import training_code
-from cmapkd.models import towers
+from cmapkd.models import towers, weights
+from cmapkd.models.formats import HF_WEIGHTS
+from cmapkd.models.weights import WEIGHTS
 from cmapkd.plan import Stage
 from cmapkd.provenance import Start, collect
 from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Prepared, save_objective
@@ -32,7 +34,7 @@ def finish(
     files = {}
     if not prepared.module.objective.teacher_side:
         towers.save(prepared.module.model.model, settings["model"]["name"], directory / MODEL)
-        files[f"{MODEL}/{towers.WEIGHTS}"] = sha256_of(directory / MODEL / towers.WEIGHTS)
+        files[f"{MODEL}/{WEIGHTS}"] = sha256_of(directory / MODEL / WEIGHTS)
     save_objective(prepared.module.objective, directory / OBJECTIVE)
     files[OBJECTIVE] = sha256_of(directory / OBJECTIVE)
     write_json(
@@ -54,23 +56,41 @@ def finish(
 def import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
     """A pretrained model as a stage of its own, so that everything after it need not know where weights came from."""
     settings = stage.settings
-    model = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key="teacher.pretrained")
+    key = "teacher.pretrained" if stage.address.startswith("teacher-") else "student.init"
+    source = source_of(settings["model"]["name"], settings["init"], key)
+    model = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key)
     towers.save(model, settings["model"]["name"], directory / MODEL)
     from safetensors.torch import save_file
 
     save_file({}, directory / OBJECTIVE)
-    files = {name: sha256_of(directory / name) for name in (f"{MODEL}/{towers.WEIGHTS}", OBJECTIVE)}
+    files = {name: sha256_of(directory / name) for name in (f"{MODEL}/{WEIGHTS}", OBJECTIVE)}
     content = {
         "address": stage.address,
         "label": stage.label,
         "settings": settings,
         "parents": [],
         "code": code_of("pretrained"),
+        "source": source,
     }
     write_json(
         directory / RESULT,
         {**content, "files": files, "summary": {"steps": 0}, "provenance": collect(started, config_digest=digest(settings))},
     )
+
+
+def source_of(name: str, init: str, key: str) -> dict[str, str]:
+    """The file that pretrained weights come from, fetched if it is not here, with its digest.
+
+    Raises:
+        UserError: it is not here and cannot be fetched, or there is no such file.
+    """
+    weights.check_init(name, init, key)
+    path = Path(init)
+    if not path.exists():
+        path = weights.fetch(name, init, key)
+    names = (WEIGHTS, *HF_WEIGHTS) if path.is_dir() else ()
+    file = next((path / name for name in names if (path / name).is_file()), path)
+    return {"file": file.name, "sha256": sha256_of(file)}
 
 
 def data_digests(stage: Stage, results: Path) -> dict[str, str]:

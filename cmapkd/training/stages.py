@@ -172,6 +172,16 @@ class Distillation(nn.Module):
             return self.objective.group_of(parameter.removeprefix("objective."))
         return self.objective.model_group_of(parameter.removeprefix("model.model."))
 
+    def checkpoint_activations(self) -> bool:
+        """Have the trained model's blocks compute their activations again in the backward pass; False if they cannot.
+
+        Prompts are put before blocks by hooks that are gone by then.
+        """
+        possible = self.objective.recomputes and hasattr(self.model.model, "set_grad_checkpointing")
+        if possible:
+            self.model.model.set_grad_checkpointing(True)
+        return possible
+
     def freeze_all_but(self, groups: tuple[str, ...]) -> None:
         """Parameters outside ``groups`` get no gradient and do not change by a bit."""
         for name, parameter in self.named_parameters():

@@ -95,19 +95,28 @@ def _teacher(settings: Mapping[str, Any], stages: Path, device: torch.device) ->
         pyramid = load_pyramid(stages / settings["teacher_pyramid"] / OBJECTIVE, model.shapes(), settings["pyramid"])
     if settings.get("teacher_prompts"):
         prompts = load_prompts(stages / settings["teacher_prompts"] / OBJECTIVE, model.shapes())
-    student = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key="student.init")
-    adapter = towers.Adapter(towers.preprocess_of(student), towers.preprocess_of(model.model))
+    adapter = towers.Adapter(_preprocess(settings, stages), towers.preprocess_of(model.model))
     # All levels, whichever a stage will use.
     stage = StageConfig(name="cache", epochs=1, lr=1)
     return Teacher(model, pyramid, stage, taps=False, prompts=prompts, adapter=adapter).to(device)
 
 
+def _preprocess(settings: Mapping[str, Any], stages: Path) -> Any:
+    """How the student's pictures are prepared: mean and deviation belong to its first weights."""
+    if settings.get("student"):
+        return towers.preprocess_of(towers.load(stages / settings["student"] / MODEL))
+    model = settings["model"]
+    return towers.preprocess_of(towers.create(model["name"], model["config"], settings["init"], key="student.init"))
+
+
 def _stream(settings: Mapping[str, Any], results: Path) -> Stream:
     splits = [Split(results / "data" / name, split) for name, _, split in (r.partition("/") for r in settings["distillation"])]
-    student = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key="student.init")
     augmentation = settings["augmentation"]
     transform = TrainTransform(
-        towers.preprocess_of(student), scale=augmentation["scale"], ratio=augmentation["ratio"], flip=augmentation["flip"]
+        _preprocess(settings, results / "stages"),
+        scale=augmentation["scale"],
+        ratio=augmentation["ratio"],
+        flip=augmentation["flip"],
     )
     return Stream(
         splits,

@@ -73,6 +73,32 @@ def test_many_ranks_take_several_nodes(checkout: Checkout, many_ranks: Path) -> 
     assert {job["asks"] for job in jobs if job["rule"] == "evaluate" and job["attempt"] == 1} == {SMALL["evaluate", 1]}
 
 
+# What config/paper.yaml, which the profile names, asks for: 107 trainings of 8 ranks on two nodes of 4 GPUs, 49 evaluations.
+PAPER = {
+    "data_build": (6, SMALL["data_build", 1]),
+    "data_overlap": (1, "-t 720 --mem 8000 --ntasks=1 --cpus-per-task=1"),
+    "teacher": (2, LARGE),
+    "train": (105, LARGE),
+    "evaluate": (49, SMALL["evaluate", 1]),
+}
+
+
+def test_the_profile_runs_the_paper(checkout: Checkout) -> None:
+    told = sbatch_lines(checkout, *SUBMITTING[:-2], "--cores", "999").stdout
+    lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    jobs = [line for line in lines if line["attempt"] == 1 and not line["local"]]
+    found: dict[str, set[str]] = {}
+    for job in jobs:
+        found.setdefault(job["rule"], set()).add(job["sbatch"].partition("--comment comment ")[2].strip())
+        several = job["rule"] in ("teacher", "train")
+        assert (job["mpi"], job["container"]) == (("srun", None) if several else (None, "containers/cmapkd.sif"))
+    counts = {rule: sum(job["rule"] == rule for job in jobs) for rule in found}
+    assert {rule: (counts[rule], *asked) for rule, asked in found.items()} == PAPER
+    on_login = {line["rule"] for line in lines if line["local"]}
+    assert on_login == LOCAL | {"pretrained", "teacher_gate"}
+    assert {line["container"] for line in lines if line["rule"] == "pretrained"} == {"containers/cmapkd.sif"}
+
+
 def test_ranks_that_do_not_fill_nodes_are_refused_before_anything_is_submitted(checkout: Checkout, many_ranks: Path) -> None:
     options = ["--default-resources", "ranks_per_node=3", "gpu_request=gres=gpu:{n}", "mem_mb=1000", "runtime=10"]
     done = checkout.run("snakemake", *SUBMITTING, "--configfile", str(many_ranks), "--dry-run", *options, check=False)

@@ -122,4 +122,7 @@ def test_the_json_schema_is_one_and_knows_what_the_code_knows() -> None:
     assert not valid(experiment(runs__KD__wieght=2))
     assert not valid(experiment(training__global_batch=0))
     assert not valid(experiment(trainig={}))
+    assert valid({"extends": "paper.yaml", "name": "other", "datasets": {"cc3m": None}})
+    assert not valid({"extends": "paper.yaml"})
+    assert not valid({"extends": "paper.yaml", "name": "other", "trainig": {}})
     assert document.json_schema() == document.json_schema()

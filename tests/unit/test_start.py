@@ -19,7 +19,7 @@ from cmapkd.cli import app
 from cmapkd.config import load_experiment
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, write_json
-from cmapkd.models import configs, towers
+from cmapkd.models import configs, towers, weights
 from cmapkd.plan import make_plan
 from cmapkd.training.stages import Teacher
 
@@ -41,29 +41,32 @@ def mini(tmp_path: Path, **changes: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("changes", "key", "fix"),
     [
-        ({"teacher": {"model": "ViT-L-14", "pretrained": "opnai"}}, "teacher.pretrained", "did you mean 'openai'"),
-        ({"student": {"model": "ViT-B-16", "init": "opnai"}}, "student.init", "did you mean 'openai'"),
+        ({"teacher": {"model": "ViT-L-14-quickgelu", "pretrained": "opnai"}}, "teacher.pretrained", "did you mean 'openai'"),
+        ({"student": {"model": "ViT-B-16-quickgelu", "init": "opnai"}}, "student.init", "did you mean 'openai'"),
         ({"student": {"model": "ViT-B-16", "init": "weights/none.pt"}}, "student.init", "correct the path"),
     ],
 )
 def test_weights_that_do_not_exist_are_refused_by_the_check(
     tmp_path: Path, changes: dict[str, Any], key: str, fix: str
 ) -> None:
-    changes = {"teacher": {"model": "ViT-L-14", "pretrained": "openai"}, "student": {"model": "ViT-B-16"}, **changes}
+    changes = {"teacher": {"model": "ViT-L-14-quickgelu", "pretrained": "openai"}, "student": {"model": "ViT-B-16"}, **changes}
     with pytest.raises(UserError, match=key) as caught:
         CliRunner().invoke(app, ["config", "check", str(mini(tmp_path, **changes))], catch_exceptions=False)
     assert fix in caught.value.fix
 
 
 def test_weights_that_exist_are_accepted_by_the_check(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"teacher": {"model": "ViT-L-14", "pretrained": "openai"}, "student": {"model": "ViT-B-16"}}
+    changes: dict[str, Any] = {
+        "teacher": {"model": "ViT-L-14-quickgelu", "pretrained": "openai"},
+        "student": {"model": "ViT-B-16"},
+    }
     told = CliRunner().invoke(app, ["config", "check", str(mini(tmp_path, **changes))], catch_exceptions=False)
     assert told.exit_code == 0 and "fine" in told.output
 
 
 def test_a_directory_without_weights_is_no_start(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"directory without open_clip_config\.json and open_clip_model\.safetensors"):
-        towers.check_init("ViT-B-16", str(tmp_path), "student.init")
+        weights.check_init("ViT-B-16", str(tmp_path), "student.init")
 
 
 @pytest.mark.parametrize("side", ["teacher", "student"])

@@ -19,7 +19,10 @@ from cmapkd import workflow as parts
 
 try:
     RESULTS = parts.results_folder(config.get("results", "results"))
-    EXPERIMENT = parse_experiment({key: value for key, value in config.items() if key not in ("results", "image")})
+    EXPERIMENT = parse_experiment(
+        {key: value for key, value in config.items() if key not in ("results", "image")},
+        directory=parts.config_directory(workflow.configfiles),
+    )
     PLAN = make_plan(EXPERIMENT)
     PAPER = paper_context(EXPERIMENT, RESULTS)
     # Facts of a cluster, from its profile; without one, everything runs on this machine.

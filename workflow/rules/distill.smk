@@ -3,7 +3,7 @@
 
 use rule teacher as train with:
     wildcard_constraints:
-        stage="(?!teacher-).+",
+        stage=f"(?!teacher-|(?:{PRETRAINED})(?:/|$)).+",
 
 
 rule collect:
