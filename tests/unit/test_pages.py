@@ -11,7 +11,17 @@ from page_examples import MARKS, PAGES, ROOT, Example, examples, inline_commands
 
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
 EXAMPLES = [example for page in PAGES for example in examples(page)]
-NOT_OURS = {"git", "cd", ".", "sed", "img2dataset", "python", "pip", "scp", "apptainer"}  # other programs that examples may call
+NOT_OURS = {
+    "git",
+    "cd",
+    ".",
+    "sed",
+    "img2dataset",
+    "python",
+    "pip",
+    "scp",
+    "apptainer",
+}  # other programs that examples may call
 
 
 def test_every_shell_block_says_what_tests_do_with_it() -> None:

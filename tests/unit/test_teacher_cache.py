@@ -28,7 +28,6 @@ from cmapkd.errors import UserError
 from cmapkd.files import write_json
 from cmapkd.objectives.base import TeacherOutputs
 from cmapkd.plan import Plan, Stage, make_plan
-from cmapkd.training.engine import start_process_group
 from cmapkd.training.loop import _stream, train_stage
 from cmapkd.training.stages import Teacher, prepare
 
@@ -53,8 +52,7 @@ def cached(precision: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Plan, Path]:
-    start_process_group()
+def made(one_rank: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Plan, Path]:
     plan, results = tiny.experiment(tmp_path_factory.mktemp(request.param), **cached(request.param))
     return request.param, plan, results
 
