@@ -21,7 +21,7 @@ NOT_OURS = {
     "pip",
     "scp",
     "apptainer",
-}  # other programs that examples may call
+}  # other programs in examples
 
 
 def test_every_shell_block_says_what_tests_do_with_it() -> None:
