@@ -123,8 +123,7 @@ def training_resources(of: Layout, site: Site, exclusion: Callable[[int], str] |
 def partition_of(rule: str, settings: Any) -> str:
     """The partition that a rule's jobs go to by Snakemake's resource settings; empty: the site's default."""
     for given in ((settings.overwrite_resources or {}).get(rule), settings.default_resources):
-        entries = getattr(given, "args", given) or {}
-        if name := _text(entries.get("slurm_partition")):
+        if name := _text((given or {}).get("slurm_partition")):
             return name
     return ""
 
