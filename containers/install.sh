@@ -32,8 +32,9 @@ rm -f "$venv/.complete"
 find "$source" "$venv" -name __pycache__ -type d -prune -exec rm -rf {} +
 "$venv/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$venv/lib" "$source/cmapkd" >/dev/null || true # templates with {{ }} in them
 apt-get clean
-rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /var/lib/dpkg/*-old /root/.cache /tmp/* /usr/share/doc/* /usr/share/man/*
+# Nothing in /tmp, /var/tmp, /root or /home: during a build Apptainer shows the host's own there, and they would be emptied.
+rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /var/lib/dpkg/*-old /usr/share/doc/* /usr/share/man/*
 mkdir -p /var/cache/apt/archives/partial
 : >/etc/machine-id
-find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /mnt \) -prune -o -newermt "@$SOURCE_DATE_EPOCH" \
+find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /mnt -o -path /tmp -o -path /var/tmp -o -path /root -o -path /home \) -prune -o -newermt "@$SOURCE_DATE_EPOCH" \
   -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

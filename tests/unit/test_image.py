@@ -161,3 +161,14 @@ def test_a_damaged_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(image, "labels_of", lambda _: {image.LOCK_LABEL: "older"})
     with pytest.raises(UserError, match="built from the lock older"):
         image.check(sif)
+
+
+def test_the_build_touches_nothing_that_apptainer_shows_of_the_host() -> None:
+    # The host's /tmp, /var/tmp and home are mounted into a build: what the script removes or dates there is the user's.
+    lines = (REPOSITORY / "containers" / "install.sh").read_text().replace("\\\n", " ").splitlines()
+    removing = [line for line in lines if not line.startswith("#") and re.search(r"\brm\b", line)]
+    assert removing
+    for line in removing:
+        assert not re.search(r"\s(/tmp|/var/tmp|/root|/home|~|\$HOME)(/|\s|$)", line), line
+    (dating,) = [line for line in lines if "-newermt" in line]
+    assert all(f"-path {folder} " in dating for folder in ("/tmp", "/var/tmp", "/root", "/home", "/mnt"))
