@@ -10,12 +10,12 @@ TorchScript is parsed by torch's own reader, which knows no Python objects, and 
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ def _read(path: Path, key: str) -> Any:
                 warnings.simplefilter("ignore", FutureWarning)  # deprecated, but the form in which these weights are given out
                 return torch.jit.load(str(path), map_location="cpu").state_dict()
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UserError(
             key=key,
             value=str(path),

@@ -48,9 +48,12 @@ def test_a_real_process_is_seen(tmp_path: Path) -> None:
     if not Path("/proc/self/cwd").exists():
         return
     program = tmp_path / "snakemake"
-    program.write_text("input()\n")
-    with subprocess.Popen([sys.executable, str(program)], cwd=tmp_path, stdin=subprocess.PIPE) as started:
+    program.write_text("print(flush=True)\ninput()\n")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, str(program)], cwd=tmp_path, **pipes) as started:
         try:
+            assert started.stdout is not None
+            started.stdout.readline()  # from here on it is this program, and not yet a copy of us
             assert look(tmp_path).processes == (started.pid,)
         finally:
             started.kill()

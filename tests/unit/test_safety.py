@@ -31,7 +31,7 @@ from cmapkd.data.sources.public import annotations
 from cmapkd.data.sources.public.pictures import examine
 from cmapkd.errors import UserError
 from cmapkd.files import sha256_of, write_json
-from cmapkd.models import towers
+from cmapkd.models import towers, weights
 from cmapkd.paper.metrics import Metrics
 from cmapkd.provenance import collect
 from cmapkd.training.locks import StageLock
@@ -77,7 +77,7 @@ def test_an_open_clip_directory_with_a_pickle_is_not_run(tmp_path: Path) -> None
         towers.load(tmp_path)
     assert not mark.exists()
     with pytest.raises(UserError, match="without open_clip_model"):
-        towers.check_init("ViT-B-32", str(tmp_path), "student.init")
+        weights.check_init("ViT-B-32", str(tmp_path), "student.init")
 
 
 def test_arrays_that_hold_objects_are_not_run(tmp_path: Path) -> None:
@@ -105,6 +105,8 @@ def dangerous(source: str) -> list[str]:
     """Calls in Python code that run what they read, or hand a line to a shell."""
     found = []
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == ["UnpicklingError"]:
+            continue  # an exception, raised by a reader that refuses
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             found += [name for name in names if name.split(".")[0] in UNPICKLING]
