@@ -5,7 +5,6 @@ set -euo pipefail
 packages="texlive-latex-recommended texlive-latex-extra texlive-fonts-recommended texlive-pictures texlive-science texlive-publishers lmodern"
 needed="booktabs.sty tikz.sty algorithm2e.sty ifoddpage.sty llncs.cls splncs04.bst"
 
-
 complete() {
   command -v pdflatex >/dev/null && command -v bibtex >/dev/null || return 1
   for file in $needed; do kpsewhich "$file" >/dev/null || return 1; done
@@ -17,14 +16,7 @@ explain() {
   echo "  sudo apt-get install --no-install-recommends $packages"
   exit 0
 }
-command -v apt-get >/dev/null || explain "no apt-get"
-if [ "$(id -u)" = 0 ]; then
-  as_root=""
-elif sudo -n true 2>/dev/null; then
-  as_root="sudo -n"
-else
-  explain "no administrator's rights"
-fi
-printf '\033[1m%s\033[0m\n' "Installing LaTeX from the distribution (about 250 MB to download)"
-export DEBIAN_FRONTEND=noninteractive
-{ $as_root apt-get update -q && $as_root apt-get install -y -q --no-install-recommends $packages; } >/dev/null 2>&1 || explain "apt-get failed"
+. "$(dirname "$0")/packages.sh"
+may_install LaTeX "250 MB"
+# shellcheck disable=SC2086
+install $packages || explain "apt-get failed"

@@ -64,7 +64,13 @@ def test_a_definition_is_complete(kind: str) -> None:
     # What it calls is in the image, and is what `make setup` calls.
     called = set(re.findall(r"^(scripts/\S+)", script, flags=re.M))
     assert called == {"scripts/setup-environment.sh", "scripts/setup-latex.sh"}
-    assert called | {"requirements.lock", "pyproject.toml", "cmapkd"} <= inside
+    sourced = {
+        f"scripts/{name}"
+        for path in called
+        for name in re.findall(r'^\. "\$\(dirname "\$0"\)/(\S+)"', (REPOSITORY / path).read_text(), flags=re.M)
+    }
+    assert sourced
+    assert called | sourced | {"requirements.lock", "pyproject.toml", "cmapkd"} <= inside
     for name in called:
         assert name in (REPOSITORY / "Makefile").read_text()
     assert any(line.startswith("cmapkd selfcheck") for line in sections["test"])
