@@ -12,7 +12,7 @@ import os
 import queue
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -24,7 +24,7 @@ WRITEBACK = 16 * 2**20  # bytes after which the system is asked to start writing
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)  # fields of a tar header
 
 
-def ahead(items: Iterable[Item], weigh: Callable[[Item], int]) -> Iterator[Item]:
+def ahead(items: Iterable[Item], weigh: Callable[[Item], int]) -> Generator[Item, None, None]:
     """``items`` in their order, produced in a thread of their own, which is at most some parts ahead.
 
     What the producer raises is raised here, after all that it gave before. Closing this generator ends the thread.
