@@ -69,7 +69,7 @@ class PublicConfig(SourceConfig):
         256,
         ge=1,
         unit="samples",
-        description="samples in one webdataset shard; one shard at a time is in memory while it is written",
+        description="samples in one webdataset shard; an interrupted build goes on after its last whole shard",
     )
     root: str | None = Field(
         None,

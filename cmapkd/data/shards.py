@@ -3,7 +3,8 @@
 A shard is a tar with the members ``{key}.{extension}`` and ``{key}.json`` for each sample, in the source's order, as
 webdataset's own ``TarWriter`` writes it (mtime 0, no owner), so that two builds are byte-identical and
 ``webdataset.WebDataset`` reads it. Beside each shard lies ``000000.index.json`` with the place and CRC-32 of every
-member: it makes random access possible, which webdataset does not have.
+member: it makes random access possible, which webdataset does not have. A build has a few pictures in memory
+(``cmapkd.data.packing``), or one shard of them while it compares a shard with that of an earlier build.
 
 **Interrupted builds.** Shard, index and manifest are each written under a temporary name and renamed, in this order.
 A build that is run again keeps a shard when its index parses, names the same *build digest* (configuration, source
@@ -11,7 +12,7 @@ versions and source code), lists the keys that the source yields at this place, 
 the recorded one; any other shard is written anew. The manifest is removed first and written last, so a manifest
 always describes a finished data set. A finished data set with the same build digest and intact shards is left alone.
 
-This module imports neither torch nor (unless it writes) webdataset: the workflow reads manifests through it.
+This module imports neither torch nor webdataset: the workflow reads manifests through it.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ import inspect
 import itertools
 import json
 import re
-import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from cmapkd.data.packing import HashedTar, ahead
 from cmapkd.data.sample import Sample
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path, digest, read_json, sha256_of, write_atomic, write_json
@@ -219,17 +221,19 @@ def _write_split(source: ShardSource, split: str, directory: Path, build: str) -
     folder = directory / split
     folder.mkdir(parents=True, exist_ok=True)
     total = getattr(source.config, split, None)
+    seen: set[str] = set()
+    members = ahead(map(_Member.of, _checked(source.samples(split), split, seen)), _Member.weight)
     bar = tqdm(
-        source.samples(split),
+        members,
         desc=f"{source.name}/{split}",
         unit=" samples",
         total=total if isinstance(total, int) else None,
         disable=None,  # no bar where there is no terminal
     )
     indices: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for number, chunk in enumerate(_chunks(_checked(bar, split, seen), source.config.shard_size)):
-        indices.append(_write_shard(folder / f"{number:06d}.tar", chunk, build))
+    with closing(members):
+        for number, chunk in enumerate(_chunks(iter(bar), source.config.shard_size)):
+            indices.append(_write_shard(folder / f"{number:06d}.tar", chunk, build))
     if not indices:
         raise UserError(key="split", value=split, reason=f"source {source.name!r} yields no sample for it")
     _remove_strangers(folder, len(indices))
@@ -268,51 +272,80 @@ def _checked(samples: Iterable[Sample], split: str, seen: set[str]) -> Iterator[
         yield sample
 
 
-def _write_shard(path: Path, samples: list[Sample], build: str) -> dict[str, Any]:
-    """Write one shard and its index, unless an earlier build of the same digest left them intact; return the index."""
-    if (kept := _kept(path, samples, build)) is not None:
-        return kept
-    from webdataset.writer import TarWriter  # imports torch
+@dataclass(slots=True)
+class _Member:
+    """A sample as it is written: its encoded picture and record, and what the index says of it."""
 
+    key: str
+    extension: str
+    image: bytes
+    record: bytes
+    checksums: tuple[int, int]  # CRC-32 of the two
+    stratum: str | None
+    captions: int
+    questions: int
+
+    @classmethod
+    def of(cls, sample: Sample) -> _Member:
+        record = encode_record(sample)
+        checksums = zlib.crc32(sample.image), zlib.crc32(record)
+        counts = len(sample.captions), len(sample.questions)
+        return cls(sample.key, sample.extension, sample.image, record, checksums, sample.stratum, *counts)
+
+    def weight(self) -> int:
+        return len(self.image) + len(self.record)
+
+
+def _write_shard(path: Path, members: Iterable[_Member], build: str) -> dict[str, Any]:
+    """Write one shard and its index, unless an earlier build of the same digest left them intact; return the index."""
+    if path.is_file():
+        members = list(members)
+        if (kept := _kept(path, [member.key for member in members], build)) is not None:
+            return kept
     index_path(path).unlink(missing_ok=True)  # never an index beside another build's shard
-    records = [encode_record(sample) for sample in samples]
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
-            for sample, record in zip(samples, records, strict=True):
-                writer.write({"__key__": sample.key, sample.extension: sample.image, "json": record})
-        # Read back from the file itself: the index then describes what was really written.
-        with tarfile.open(temporary) as tar:
-            place = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
-        sha256, size = sha256_of(temporary), temporary.stat().st_size
+    keys, extensions, images, records = list[str](), list[str](), list[list[int]](), list[list[int]]()
+    strata: Counter[str] = Counter()
+    captions = questions = 0
+    with atomic_path(path) as temporary, HashedTar(temporary) as tar:
+        for member in members:
+            places = {}
+            for extension in sorted((member.extension, "json")):  # the order of webdataset
+                places[extension] = tar.add(f"{member.key}.{extension}", member.record if extension == "json" else member.image)
+            keys.append(member.key)
+            extensions.append(member.extension)
+            images.append([*places[member.extension], member.checksums[0]])
+            records.append([*places["json"], member.checksums[1]])
+            strata.update([member.stratum] if member.stratum is not None else [])
+            captions += member.captions
+            questions += member.questions
+        sha256 = tar.finish()
     index = {
         "version": INDEX_VERSION,
         "shard": path.name,
         "build": build,
-        "bytes": size,
+        "bytes": tar.offset,
         "sha256": sha256,
-        "samples": len(samples),
-        "strata": dict(sorted(Counter(s.stratum for s in samples if s.stratum is not None).items())),
-        "captions": sum(len(s.captions) for s in samples),
-        "questions": sum(len(s.questions) for s in samples),
-        "keys": [s.key for s in samples],
-        "extensions": [s.extension for s in samples],
+        "samples": len(keys),
+        "strata": dict(sorted(strata.items())),
+        "captions": captions,
+        "questions": questions,
+        "keys": keys,
+        "extensions": extensions,
         # For each sample: offset [bytes], size [bytes], CRC-32 of the member.
-        "images": [[*place[f"{s.key}.{s.extension}"], zlib.crc32(s.image)] for s in samples],
-        "records": [[*place[f"{s.key}.json"], zlib.crc32(r)] for s, r in zip(samples, records, strict=True)],
+        "images": images,
+        "records": records,
     }
     write_atomic(index_path(path), json.dumps(index, separators=(",", ":")) + "\n")
     return index
 
 
-def _kept(path: Path, samples: list[Sample], build: str) -> dict[str, Any] | None:
+def _kept(path: Path, keys: list[str], build: str) -> dict[str, Any] | None:
     """The index of a shard that an earlier, interrupted build wrote and that is exactly the one wanted."""
-    if not path.is_file():
-        return None
     try:
         index = read_index(path)
     except ValueError:
         return None
-    same = index.get("build") == build and index.get("shard") == path.name and index["keys"] == [s.key for s in samples]
+    same = index.get("build") == build and index.get("shard") == path.name and index["keys"] == keys
     return index if same and _flaw(path, index) is None else None
 
 
@@ -352,9 +385,10 @@ def _remove_strangers(folder: Path, shards: int) -> None:
             file.unlink()
 
 
-def _chunks(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
-    while chunk := list(itertools.islice(samples, size)):
-        yield chunk
+def _chunks(members: Iterator[_Member], size: int) -> Iterator[Iterator[_Member]]:
+    """Runs of ``size`` members; each must be used up before the next."""
+    for first in members:
+        yield itertools.chain([first], itertools.islice(members, size - 1))
 
 
 def _config(source: ShardSource) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_examples_run(example: Example, checkout: Checkout) -> None:
     assert commands
     for words in commands:
         assert words[0] in ("cmapkd", "snakemake"), f"{example}: mark it as skipped, or teach this test {words[0]}"
-        done = checkout.run(*as_smoke(words))
+        done = checkout.run(*as_smoke(words), timeout=1800)  # `verify` alone takes ten minutes where others compute
         assert done.stdout + done.stderr
         if words[1] == "trace" and "--json" not in words:
             assert done.stdout.startswith("table2 / CMAPKD / i2t_r1 = ")

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from fake_source import FakeConfig, FakeSource, write_fake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmapkd.data import shards
+from cmapkd.data import packing, shards
 from cmapkd.data.sample import Sample
 from cmapkd.data.shards import index_path, read_index, read_manifest, safe_key, verify, write_dataset
 from cmapkd.data.split import CorruptSample, Split
@@ -56,6 +58,55 @@ def test_members_carry_no_time_and_no_owner(tmp_path: Path) -> None:
         members = tar.getmembers()
     assert [m.name for m in members][:4] == ["train_000000.json", "train_000000.png", "train_000001.json", "train_000001.png"]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
+
+
+def test_shards_are_those_of_webdataset_and_the_index_says_where_members_lie(tmp_path: Path) -> None:
+    from webdataset.writer import TarWriter
+
+    class Photographs(FakeSource):
+        def sample(self, split: str, i: int) -> Sample:
+            sample = super().sample(split, i)
+            sample.extension = "jpg" if i % 3 else "png"  # on either side of the record
+            sample.image = sample.image * (1 + 50 * (i == 4))
+            return sample
+
+    write_dataset(Photographs(), tmp_path, dataset="fake")
+    path = tmp_path / "train" / "000000.tar"
+    samples = list(Photographs().samples("train"))[:7]
+    with (tmp_path / "theirs.tar").open("wb") as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write({"__key__": sample.key, sample.extension: sample.image, "json": shards.encode_record(sample)})
+    assert path.read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+    index = read_index(path)
+    with tarfile.open(path) as tar:
+        found = {member.name: [member.offset_data, member.size] for member in tar}
+    assert [place[:2] for place in index["images"]] == [found[f"{s.key}.{s.extension}"] for s in samples]
+    assert [place[:2] for place in index["records"]] == [found[f"{s.key}.json"] for s in samples]
+
+
+def test_what_is_read_ahead_keeps_its_order_and_comes_before_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "PART", 3)
+    given = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(1000):
+            if number == 500:
+                raise KeyboardInterrupt
+            given.append(number)
+            yield number
+
+    taken = []
+    with pytest.raises(KeyboardInterrupt):
+        taken.extend(packing.ahead(numbers(), lambda number: 1))
+    # `extend` keeps what it got before the error.
+    assert taken == list(range(500))
+
+    given.clear()
+    some = packing.ahead(numbers(), lambda number: 1)
+    assert next(some) == 0
+    some.close()
+    assert len(given) <= 3 * (packing.WAITING + 3)
+    assert "ahead" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_manifest_and_classes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cmapkd.config.sources import CocoCaptionsConfig
 from cmapkd.data.sources import register_source
 from cmapkd.data.sources.public import coco
 from cmapkd.data.sources.public.annotations import Annotations
-from cmapkd.data.sources.public.base import Entry, PublicSource, Report, unique
+from cmapkd.data.sources.public.base import Entry, Report, StoredSource, unique
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.karpathy import FOLDERS, karpathy_entries, karpathy_file, open_karpathy
 from cmapkd.data.sources.public.stores import Several, Store, find_store
@@ -24,7 +24,7 @@ CAPTIONS = "COCO's captions (captions_train2017.json and the like)"
 
 
 @register_source("coco_captions")
-class CocoCaptions(PublicSource):
+class CocoCaptions(StoredSource):
     """The source."""
 
     name = "coco_captions"

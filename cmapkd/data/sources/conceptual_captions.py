@@ -18,7 +18,7 @@ from cmapkd.data.sources import register_source
 from cmapkd.data.sources.public.base import Entry, PublicSource, Report
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
-from cmapkd.data.sources.public.stores import Store, tail_digest
+from cmapkd.data.sources.public.stores import tail_digest
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, sha256_of
 
@@ -70,14 +70,6 @@ class ConceptualCaptions(PublicSource):
         rows = report.counts.get("addresses")
         if rows:
             report.counts["dead_links"] = rows - len(known)
-
-    def entries(self, split: str, report: Report) -> list[Entry]:
-        """Not used: samples and pictures lie together."""
-        raise NotImplementedError
-
-    def store(self, split: str) -> Store:
-        """Not used: samples and pictures lie together."""
-        raise NotImplementedError
 
     def inputs(self) -> list[tuple[str, str]]:
         """Tars by name, size and end; their statistics and the tables by content."""

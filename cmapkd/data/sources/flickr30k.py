@@ -13,7 +13,7 @@ from pathlib import Path
 from cmapkd.config.sources import Flickr30kConfig
 from cmapkd.data.sources import register_source
 from cmapkd.data.sources.public.annotations import Annotations
-from cmapkd.data.sources.public.base import Entry, PublicSource, Report
+from cmapkd.data.sources.public.base import Entry, Report, StoredSource
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.karpathy import karpathy_entries, karpathy_file, open_karpathy
 from cmapkd.data.sources.public.stores import Store, find_store
@@ -24,7 +24,7 @@ TEXTS = ("results_20130124.token", "results.csv", "flickr30k_images/results.csv"
 
 
 @register_source("flickr30k")
-class Flickr30k(PublicSource):
+class Flickr30k(StoredSource):
     """The source."""
 
     name = "flickr30k"

@@ -77,14 +77,6 @@ class Imagenet(PublicSource):
                 raise self._error(folder / name, f"has the class {synset!r}, which is none of the 1,000", "get the table again")
             yield _entry(name, labels[synset], synset), _read(store, name) if name in store else ValueError("missing")
 
-    def entries(self, split: str, report: Report) -> list[Entry]:
-        """Not used: samples are found by their folders."""
-        raise NotImplementedError
-
-    def store(self, split: str) -> Store:
-        """Not used: samples are found by their folders."""
-        raise NotImplementedError
-
     def classes(self) -> tuple[list[str], list[str]]:
         """The 1,000 curated names and 80 templates that open_clip ships."""
         from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES  # imports torch

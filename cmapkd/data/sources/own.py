@@ -23,7 +23,6 @@ from cmapkd.data.sources.public.annotations import clean
 from cmapkd.data.sources.public.base import Entry, PublicSource, Report
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
-from cmapkd.data.sources.public.stores import Store
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, sha256_of
 
@@ -65,14 +64,6 @@ class Own(PublicSource):
         if empty:
             where = f"rows of {table.name} with {split!r} as {self.config.split_column}" if table else f"pictures in {split}/"
             raise self._error(self.root, f"has no {where}", "take the split out of `splits`, or add them")
-
-    def entries(self, split: str, report: Report) -> list[Entry]:
-        """Not used: samples and pictures are read together."""
-        raise NotImplementedError
-
-    def store(self, split: str) -> Store:
-        """Not used: pictures are files or cells."""
-        raise NotImplementedError
 
     def classes(self) -> tuple[list[str], list[str]] | None:
         """``classes.txt`` and ``templates.txt`` of the folder, a name and a template (with ``{}``) a line."""

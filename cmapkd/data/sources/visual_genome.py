@@ -13,7 +13,7 @@ from typing import Any
 from cmapkd.config.sources import VisualGenomeConfig
 from cmapkd.data.sources import register_source
 from cmapkd.data.sources.public.annotations import Annotations, clean
-from cmapkd.data.sources.public.base import Entry, PublicSource, Report, unique
+from cmapkd.data.sources.public.base import Entry, Report, StoredSource, unique
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.stores import Folder, Several, Store, Zip
 from cmapkd.errors import UserError
@@ -24,7 +24,7 @@ _PICTURES = "https://cs.stanford.edu/people/rak248/VG_100K_2/"
 
 
 @register_source("visual_genome")
-class VisualGenome(PublicSource):
+class VisualGenome(StoredSource):
     """The source."""
 
     name = "visual_genome"

@@ -16,7 +16,7 @@ from cmapkd.data.sources import register_source
 from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public import coco
 from cmapkd.data.sources.public.annotations import Annotations, clean
-from cmapkd.data.sources.public.base import Entry, PublicSource, Report, expand
+from cmapkd.data.sources.public.base import Entry, Report, StoredSource, expand
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.stores import Store, find_store
 from cmapkd.files import sha256_of
@@ -33,7 +33,7 @@ _SIZES = {  # bytes, as others have recorded them; the publisher gives no checks
 
 
 @register_source("vqav2")
-class Vqav2(PublicSource):
+class Vqav2(StoredSource):
     """The source."""
 
     name = "vqav2"

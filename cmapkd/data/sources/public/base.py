@@ -102,12 +102,8 @@ class PublicSource(ABC):
         """Files of the publisher that the configured splits need."""
 
     @abstractmethod
-    def entries(self, split: str, report: Report) -> list[Entry]:
-        """Every sample of a split without its picture; for sources whose pictures lie in a store."""
-
-    @abstractmethod
-    def store(self, split: str) -> Store:
-        """Where the pictures of a split lie."""
+    def raw(self, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
+        """Every sample of a split with its encoded picture, or with what is wrong with it."""
 
     @abstractmethod
     def inputs(self) -> list[tuple[str, str]]:
@@ -155,30 +151,6 @@ class PublicSource(ABC):
                 report.samples += 1
                 yield sample
         self._judge(split, report, report.samples + report.removed + report.bad.total())
-
-    def raw(self, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
-        """Entries with their encoded pictures, or with what is wrong. Sources whose samples lie in archives replace this."""
-        entries, store = self.entries(split, report), self.store(split)
-        if not entries:
-            raise UserError(key="split", value=split, reason=f"no sample of {self.name} belongs to it", fix="check `root`")
-        missing = [entry.picture for entry in entries if entry.picture not in store]
-        if len(missing) > self.config.bad_pictures * len(entries):
-            raise UserError(
-                key="root",
-                value=str(self.root),
-                reason=f"{len(missing)} of the {len(entries)} pictures of {self.name}/{split} are missing, for example "
-                f"{', '.join(missing[:3])}; {store.path} has {len(store)} files",
-                fix="unpack or fetch the pictures again, check that they belong to this split, or raise `bad_pictures` of "
-                f"{self.config.bad_pictures:g}",
-            )
-        for entry in entries:
-            if entry.picture not in store:
-                yield entry, ValueError("missing")
-                continue
-            try:
-                yield entry, store.read(entry.picture)
-            except ValueError as error:
-                yield entry, error
 
     def _sample(self, split: str, entry: Entry, data: bytes | ValueError, report: Report) -> Sample | None:
         config = self.config
@@ -251,6 +223,46 @@ class PublicSource(ABC):
     def leakage(self) -> dict[str, Any]:
         """What was read, odd, left out; the overlap with other data sets is in ``overlap.json`` of the experiment."""
         return {split: report.content() for split, report in self.reports.items()}
+
+
+class StoredSource(PublicSource):
+    """A source whose annotations lie in files and whose pictures lie in a store of their own."""
+
+    @abstractmethod
+    def entries(self, split: str, report: Report) -> list[Entry]:
+        """Every sample of a split without its picture."""
+
+    @abstractmethod
+    def store(self, split: str) -> Store:
+        """Where the pictures of a split lie."""
+
+    def raw(self, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
+        """Entries with their pictures from the store.
+
+        Raises:
+            UserError: no entry, or too many pictures are missing.
+        """
+        entries, store = self.entries(split, report), self.store(split)
+        if not entries:
+            raise UserError(key="split", value=split, reason=f"no sample of {self.name} belongs to it", fix="check `root`")
+        missing = [entry.picture for entry in entries if entry.picture not in store]
+        if len(missing) > self.config.bad_pictures * len(entries):
+            raise UserError(
+                key="root",
+                value=str(self.root),
+                reason=f"{len(missing)} of the {len(entries)} pictures of {self.name}/{split} are missing, for example "
+                f"{', '.join(missing[:3])}; {store.path} has {len(store)} files",
+                fix="unpack or fetch the pictures again, check that they belong to this split, or raise `bad_pictures` of "
+                f"{self.config.bad_pictures:g}",
+            )
+        for entry in entries:
+            if entry.picture not in store:
+                yield entry, ValueError("missing")
+                continue
+            try:
+                yield entry, store.read(entry.picture)
+            except ValueError as error:
+                yield entry, error
 
 
 def expand(path: str) -> Path:
