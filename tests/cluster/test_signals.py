@@ -20,10 +20,7 @@ from ..pipeline.conftest import REPOSITORY, Checkout
 from .conftest import SUBMITTING, sbatch_lines
 from .slurm import Cluster
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(os.environ.get("CMAPKD_ALL_TESTS") != "1", reason="not run in CI yet: CMAPKD_ALL_TESTS=1 runs it"),
-]
+pytestmark = pytest.mark.cluster
 
 WORKFLOW = """
 import sys

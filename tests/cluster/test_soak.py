@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,7 @@ import pytest
 from .slurm import Cluster
 from .soak import slurm_soak
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(os.environ.get("CMAPKD_ALL_TESTS") != "1", reason="not run in CI yet: CMAPKD_ALL_TESTS=1 runs it"),
-]
+pytestmark = pytest.mark.cluster
 
 
 def test_a_job_disturbed_at_random_moments_ends_as_a_training_left_alone(cluster: Cluster, tmp_path: Path) -> None:

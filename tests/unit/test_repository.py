@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from cmapkd import __version__
 from cmapkd.data.sources.emoji.packages import PACKAGES
@@ -39,6 +41,14 @@ def test_version_and_licence_are_the_same_everywhere() -> None:
     assert "Version 2.0, January 2004" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
     assert "APPENDIX: How to apply the Apache License to your work." in licence
+
+
+def test_the_lock_is_for_the_python_of_debian_12() -> None:
+    """The images and many clusters have 3.11.2: a package that wants a later one cannot be installed there."""
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), flags=re.M)
+    wanted = {name: metadata(name).get("Requires-Python") or "" for name in names}
+    assert len(wanted) > 100
+    assert {name: wants for name, wants in wanted.items() if "3.11.2" not in SpecifierSet(wants)} == {}
 
 
 def test_hooks_fetch_nothing() -> None:
