@@ -12,12 +12,22 @@ NAME = "alsn"
 TOWERS = ("visual", "language")
 SHARE = (0.0, 1.0)
 POLICY, WEIGHTS = "policy = ", "manual_weights = "
-COLUMNS = (
-    Column("mean_recall", "recall", group="mean", ranked=False),
-    *(Column(f"entropy_{t}", t, group="entropy", direction="", decimals=3, ranked=False, optional=True) for t in TOWERS),
-    *(Column(f"samples_{t}", t, group="over samples", direction="", decimals=3, ranked=False, optional=True) for t in TOWERS),
-    *(Column(f"strata_{t}", t, group="over strata", direction="", decimals=3, ranked=False, optional=True) for t in TOWERS),
-    *(Column(f"nearest_{t}", t, group="nearest (%)", direction="", decimals=0, ranked=False, optional=True) for t in TOWERS),
+
+
+def _pair(name: str, group: str, decimals: int) -> tuple[Column, ...]:
+    return tuple(
+        Column(f"{name}_{tower}", tower, group=group, direction="", decimals=decimals, ranked=False, optional=True)
+        for tower in TOWERS
+    )
+
+
+# Two panels: in one, nine columns with deviations would be too small to read.
+PANELS = (
+    Panel("How even", (Column("mean_recall", "recall", group="mean", ranked=False), *_pair("entropy", "entropy", 3))),
+    Panel(
+        "What they follow",
+        (*_pair("samples", "over samples", 3), *_pair("strata", "over strata", 3), *_pair("nearest", "nearest (%)", 0)),
+    ),
 )
 
 
@@ -61,7 +71,7 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
         "mean weights of two strata. Nearest: share of the samples whose largest weight is on the level that is nearest to the "
         f"teacher's, the easiest to match (chance: one in four). {''.join(f'{entry}. ' for entry in said)}{conditions(context)}"
     )
-    return Table(NAME, "What the layer selection does", caption, tuple(rows), (Panel("", COLUMNS),), cells, texts)
+    return Table(NAME, "What the layer selection does", caption, tuple(rows), PANELS, cells, texts)
 
 
 def _has(metrics: Metrics, context: PaperContext, run: PaperRun) -> bool:
