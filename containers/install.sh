@@ -12,6 +12,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PIP_NO_CACHE_DIR=1 PIP_NO_C
 # git says which code made a number; libibverbs is what NCCL needs for InfiniBand.
 packages="python3 python3-venv git ca-certificates libibverbs1 ibverbs-providers"
 
+# What is lost when the power fails is built again: no package waits for the disk.
+echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/image
 apt-get update -q
 # shellcheck disable=SC2086
 apt-get install -y -q --no-install-recommends $packages
@@ -33,7 +35,7 @@ find "$source" "$venv" -name __pycache__ -type d -prune -exec rm -rf {} +
 "$venv/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$venv/lib" "$source/cmapkd" >/dev/null || true # templates with {{ }} in them
 apt-get clean
 # Nothing in /tmp, /var/tmp, /root or /home: during a build Apptainer shows the host's own there, and they would be emptied.
-rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /var/lib/dpkg/*-old /usr/share/doc/* /usr/share/man/*
+rm -rf /etc/dpkg/dpkg.cfg.d/image /var/lib/apt/lists/* /var/cache/* /var/log/* /var/lib/dpkg/*-old /usr/share/doc/* /usr/share/man/*
 mkdir -p /var/cache/apt/archives/partial
 : >/etc/machine-id
 find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /mnt -o -path /tmp -o -path /var/tmp -o -path /root -o -path /home \) -prune -o -newermt "@$SOURCE_DATE_EPOCH" \
