@@ -42,12 +42,12 @@ class Setting:
         return next((stage for stage in chain if stage.settings["stage"]["name"] == MAIN.get(run)), chain[-1])
 
 
-def content(config: Path, **changes: Any) -> dict[str, Any]:
-    """The experiment ``config`` made short; ``changes`` replace whole keys."""
+def content(config: Path, cache: bool = True, **changes: Any) -> dict[str, Any]:
+    """The experiment ``config`` made short, its teacher's outputs kept or not; ``changes`` replace whole keys."""
     found: dict[str, Any] = yaml.safe_load(config.read_text())
     name, source = next(iter(found["datasets"].items()))
     found["datasets"] = {name: {**source, "train": SAMPLES, "validation": 100, "test_render": 100, "test_concept": 50}}
-    found["teacher"] = {**found["teacher"], "cache": {"precision": "fp16"}}
+    found["teacher"] = {**found["teacher"], "cache": {"precision": "fp16"} if cache else None}
     found["teacher"]["train"] = {**found["teacher"]["train"], "epochs": 0.05}
     found["teacher"]["pyramid"] = {**found["teacher"].get("pyramid", {}), "epochs": 0.05}
     for run in found["runs"].values():
@@ -59,13 +59,23 @@ def content(config: Path, **changes: Any) -> dict[str, Any]:
     return {**found, "name": "bench", "seeds": [0], **changes}
 
 
-def make(config: Path, folder: Path, **changes: Any) -> Setting:
-    """Build data, teacher, pyramid, prompts and caches, by the commands that the workflow calls."""
-    experiment = parse_experiment(content(config, **changes))
+def make(config: Path, folder: Path, like: Setting | None = None, cache: bool = True, **changes: Any) -> Setting:
+    """Build data, teacher, pyramid, prompts and caches, by the commands that the workflow calls.
+
+    Args:
+        config: experiment that is made short.
+        folder: what is there is kept.
+        like: setting whose data, and as far as they are the same whose teacher, this one shares.
+        cache: whether the teacher's outputs are kept.
+        changes: replace whole keys of the experiment.
+    """
+    experiment = parse_experiment(content(config, cache, **changes))
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{experiment.name}.yaml"
     write_effective(experiment, file)
     setting = Setting(file, make_plan(experiment), folder / "results")
+    if like is not None:
+        _share(like, setting)
     for dataset in experiment.datasets:
         if not (setting.home / "data" / dataset / "manifest.json").is_file():
             run(setting, "data", "build", dataset)
@@ -73,6 +83,14 @@ def make(config: Path, folder: Path, **changes: Any) -> Setting:
     if missing:
         run(setting, "train", *missing)
     return setting
+
+
+def _share(like: Setting, setting: Setting) -> None:
+    (setting.home / "stages").mkdir(parents=True, exist_ok=True)
+    for name in ("data", *(f"stages/{address}" for address in setting.plan.stages if address.startswith("teacher"))):
+        link, target = setting.home / name, like.home / name
+        if target.exists() and not link.exists():
+            link.symlink_to(target.absolute())
 
 
 def done(setting: Setting, address: str) -> bool:

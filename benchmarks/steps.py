@@ -6,7 +6,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Trained:
 
     def __init__(self, settings: Mapping[str, Any], setting: Setting, count: int = 4) -> None:
         options = TrainingConfig(workers=0)
-        prepared = prepare(settings, setting.home / "stages")
+        # From random weights, where the stages before would have to be trained first.
+        prepared = prepare({"init": "random", **settings, "parent": None}, setting.home / "stages")
         stream = _stream(settings, prepared, setting.home, options)
         batch = settings["training"]["global_batch"]
         self.batches = list(batches(stream, global_batch=batch, steps=count))
@@ -69,11 +70,11 @@ def bare(setting: Setting) -> Callable[[], None]:
     return action
 
 
-def methods(setting: Setting, turns: int) -> list[Row]:
+def methods(setting: Setting, turns: int, runs: Sequence[str] = METHODS) -> list[Row]:
     """(b), (c) and (e): every method's step from the cache and with the teacher itself; operations a second."""
     start_process_group()
     actions: dict[str, Callable[[], object]] = {"bare student": bare(setting)}
-    for run in METHODS:
+    for run in runs:
         settings = setting.stage(run).settings
         actions[run] = Trained(settings, setting)
         if settings.get("teacher_cache"):
@@ -82,7 +83,7 @@ def methods(setting: Setting, turns: int) -> list[Row]:
     seconds = in_turns(actions, turns)
     products = seconds.pop("matrix product")
     found = rows("b. step of each method", seconds, "bare student", BOUNDS, amount=STEPS)
-    for run in METHODS:
+    for run in runs:
         if f"{run}, live teacher" in seconds:
             both = {"live teacher": seconds[f"{run}, live teacher"], "cached": seconds[run]}
             found += [row for row in rows(f"c. cached teacher: {run}", both, "live teacher", amount=STEPS) if row.ratio]
@@ -128,7 +129,7 @@ def pyramid(config: Path, folder: Path, setting: Setting, turns: int) -> list[Ro
         runs = {"CMAPKD": {"method": "cmapkd", "schedule": "progressive", "teacher_pyramid": "random"}}
         sizes = {"channels": channels, "text_channels": channels, "smoothing": "depthwise", "heads": 4}
         paper = {"tables": [], "figures": []}
-        other = make(config, folder, name=f"bench-{channels}", pyramid=sizes, runs=runs, paper=paper)
+        other = make(config, folder, like=setting, name=f"bench-{channels}", pyramid=sizes, runs=runs, paper=paper)
         actions[f"{channels} channels"] = Trained(other.stage("CMAPKD").settings, other)
     return rows("g. pyramid", in_turns(actions, turns), "as configured", amount=STEPS)
 

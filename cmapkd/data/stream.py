@@ -14,7 +14,7 @@ stable, where it reserves the right to change ``permutation`` and ``integers``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from cmapkd.data.split import BadSamples, CorruptSample, Split
-from cmapkd.data.taught import Taught, stack
+from cmapkd.data.taught import Taught
 from cmapkd.data.transforms import MAX_PIXELS, Transform, decode_image
 from cmapkd.errors import UserError
 
@@ -35,6 +35,7 @@ __all__ = ["BadSamples", "Batches", "CorruptSample", "Split", "Stream", "batches
 SHUFFLE_WINDOW = 50_000
 # Stands for the seed where views must not depend on it.
 _VIEWS = 0x76696577
+Loaded = tuple[dict[str, Any], list[tuple[int, CorruptSample]]]  # an item, and the bad samples met on the way
 # Token ids kept in memory, one entry for each caption.
 TOKEN_CACHE = 65_536
 
@@ -71,6 +72,31 @@ def order(n: int, seed: int, epoch: int, *, shards: Sequence[int] | None = None,
 def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The random numbers of one sample in one epoch."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, index]))
+
+
+def first_numbers(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The first four numbers that ``generator(seed, epoch, index).random()`` gives, of many samples at once. (n, 4)
+
+    Philox 4x64-10 as numpy has it: making a generator for each sample takes ten times as long.
+    """
+    one, low = np.ones(len(indices), dtype=np.uint64), np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+
+    def product(factor: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """High and low words of the 128 bits."""
+        a, b = np.uint64(factor & 0xFFFFFFFF), np.uint64(factor >> 32)
+        c, d = values & low, values >> half
+        right, left = b * c, a * d
+        middle = ((a * c) >> half) + (right & low) + (left & low)
+        return b * d + (right >> half) + (left >> half) + (middle >> half), np.uint64(factor) * values
+
+    x = [one, 0 * one, 0 * one, indices.astype(np.uint64)]  # numpy counts up before it draws
+    keys = [np.uint64(seed) * one, epochs.astype(np.uint64)]
+    for _ in range(10):
+        (high, low_word), (other_high, other_low) = product(0xD2E7470EE14C6C93, x[0]), product(0xCA5A826395121157, x[2])
+        x = [other_high ^ x[1] ^ keys[0], other_low, high ^ x[3] ^ keys[1], low_word]
+        keys = [keys[0] + np.uint64(0x9E3779B97F4A7C15), keys[1] + np.uint64(0xBB67AE8584CAA73B)]
+    return np.stack([word >> np.uint64(11) for word in x], axis=1) * 2.0**-53  # (n, 4)
 
 
 class Stream(Dataset):
@@ -118,7 +144,9 @@ class Stream(Dataset):
         self._shards = [size for split in self.splits for size in split.shard_sizes]
         self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
         self._room = cache_bytes  # left
-        self._cache: dict[int, tuple[str, str | None, list[str], Image.Image]] = {}
+        # A picture that is always cut in the same way is kept as the transform leaves it.
+        self._fixed = bool(getattr(transform, "fixed", False))
+        self._cache: dict[int, tuple[str, str | None, list[str], Image.Image | torch.Tensor]] = {}
         self._make_token_cache()
 
     def __len__(self) -> int:
@@ -135,7 +163,7 @@ class Stream(Dataset):
         self.bad.add(1, bad)
         return {**item, "image": self.transform.batch(item["image"][None])[0]}
 
-    def load(self, position: int) -> tuple[dict[str, Any], list[tuple[int, CorruptSample]]]:
+    def load(self, position: int) -> Loaded:
         """The sample at a position, its picture as the transform left it, and the bad samples that were met on the way.
 
         A bad sample is replaced by one at a fixed distance (1, 3, 7, ... further, so that a whole bad shard is soon left),
@@ -144,6 +172,12 @@ class Stream(Dataset):
         Raises:
             UserError: no readable sample was found.
         """
+        item, bad = self._readable(position)
+        if self.taught is not None:
+            item["taught"] = {name: rows[0] for name, rows in self.taught.read([item]).items()}
+        return item, bad
+
+    def _readable(self, position: int) -> Loaded:
         epoch, place = divmod(position, self.n)
         first = int(self.epoch_order(epoch)[place])
         bad: list[tuple[int, CorruptSample]] = []
@@ -154,6 +188,25 @@ class Stream(Dataset):
             except CorruptSample as error:
                 bad.append((index, error))
         raise UserError(key="data", reason=f"{len(bad)} samples in a row are bad; the last: {bad[-1][1]}")
+
+    def load_batch(self, positions: Sequence[int]) -> tuple[list[Loaded], dict[str, torch.Tensor] | None]:
+        """`load` of many positions, and what the teacher says of their samples, row by row (None: nothing is kept).
+
+        Raises:
+            UserError: as `load`.
+        """
+        epochs, places = np.divmod(np.asarray(positions), self.n)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            indices[epochs == epoch] = self.epoch_order(int(epoch))[places[epochs == epoch]]
+        numbers = first_numbers(self.seed, epochs, indices)
+        loaded: list[Loaded] = []
+        for position, index, epoch, row in zip(positions, indices.tolist(), epochs.tolist(), numbers.tolist(), strict=True):
+            try:
+                loaded.append((self._item(index, epoch, row), []))
+            except CorruptSample:
+                loaded.append(self._readable(position))
+        return loaded, None if self.taught is None else self.taught.read([item for item, _ in loaded])
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """``order`` of an epoch, kept for the two that a batch may straddle."""
@@ -168,16 +221,27 @@ class Stream(Dataset):
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.splits[number], index - int(self._ends[number]) + len(self.splits[number])
 
-    def _item(self, index: int, epoch: int) -> dict[str, Any]:
+    def _item(self, index: int, epoch: int, numbers: Sequence[float] | None = None) -> dict[str, Any]:
+        """A sample as it appears in an epoch, without what the teacher says; ``numbers``: its `first_numbers`, if known."""
         key, stratum, captions, picture = self._record(index)
-        rng = generator(self.seed, epoch, index)
-        choice, view = int(rng.random() * len(captions)), 0
+        rng = None
+        if numbers is None or (self.views is None and not self._fixed):  # the transform goes on with this generator
+            rng = generator(self.seed, epoch, index)
+            numbers = [rng.random() for _ in range(1 if self.views is None else 2)]
+        choice, view = int(numbers[0] * len(captions)), 0
         if self.views is not None:
-            view = int(rng.random() * self.views)
-            rng = generator(_VIEWS, view, index)
-        image = self.transform(picture, rng)  # (3, H, W)
-        item = {"image": image, "text": self._tokens(captions[choice]), "index": index, "key": key, "stratum": stratum}
-        return item if self.taught is None else {**item, "taught": self.taught.read(index, view, choice)}
+            view = int(numbers[1] * self.views)
+            rng = None if self._fixed else generator(_VIEWS, view, index)
+        image = picture if self._fixed else self.transform(picture, rng)  # type: ignore[arg-type]  # (3, H, W)
+        return {
+            "image": image,
+            "text": self._tokens(captions[choice]),
+            "index": index,
+            "key": key,
+            "stratum": stratum,
+            "view": view,
+            "caption": choice,
+        }
 
     def all_views(self, index: int) -> tuple[list[str], torch.Tensor]:
         """Captions of a sample, and its picture as the transform leaves it in each of its views, (views, 3, H, W).
@@ -186,11 +250,12 @@ class Stream(Dataset):
             CorruptSample: it cannot be read.
         """
         _, _, captions, picture = self._record(index)
-        views = [self.transform(picture, generator(_VIEWS, view, index)) for view in range(self.views or 1)]
-        return captions, torch.stack(views)
+        views = range(self.views or 1)
+        seen = [picture if self._fixed else self.transform(picture, generator(_VIEWS, view, index)) for view in views]
+        return captions, torch.stack(seen)
 
-    def _record(self, index: int) -> tuple[str, str | None, list[str], Image.Image]:
-        """Key, stratum, captions and decoded picture of a sample."""
+    def _record(self, index: int) -> tuple[str, str | None, list[str], Any]:
+        """Key, stratum, captions and decoded picture of a sample; the picture transformed, if that is always the same."""
         if (cached := self._cache.get(index)) is not None:
             return cached
         split, i = self.locate(index)
@@ -202,9 +267,12 @@ class Stream(Dataset):
             picture = decode_image(encoded, self.max_pixels)
         except ValueError as error:
             raise split.corrupt(i, str(error)) from None
-        result = (record["key"], record.get("stratum"), captions, picture)
         # Pillow keeps RGB in four bytes a pixel; the Python objects take about two kilobytes.
         size = 4 * picture.width * picture.height + sum(map(len, captions)) + 2000
+        if self._fixed:
+            transformed = self.transform(picture, generator(_VIEWS, 0, index))  # (3, H, W)
+            size += transformed.nbytes - 4 * picture.width * picture.height
+        result = (record["key"], record.get("stratum"), captions, transformed if self._fixed else picture)
         if size <= self._room:
             self._room -= size
             self._cache[index] = result
@@ -274,7 +342,7 @@ class Batches:
             _Loaded(self.stream),
             batch_sampler=self.positions,  # type: ignore[arg-type]  # ranges serve as lists
             num_workers=self.workers,
-            collate_fn=_Collate(self.stream.transform),
+            collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             # Its own, or the start of an iteration would draw from the global one, and a resumed run from other random numbers.
             generator=torch.Generator(),
@@ -287,31 +355,28 @@ class Batches:
 
 
 class _Loaded(Dataset):
-    """``Stream.load`` for a data loader. A user's error travels as a value: torch would turn it into a RuntimeError."""
+    """``Stream.load_batch`` for a data loader. A user's error travels as a value: torch would turn it into a RuntimeError."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def __getitem__(self, position: int) -> tuple[dict[str, Any] | UserError, list[tuple[int, CorruptSample]]]:
+    def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
         try:
-            return self.stream.load(position)
+            loaded, taught = self.stream.load_batch(positions)
         except UserError as error:
-            return error, []
+            return {"read": len(positions), "bad": [], "error": error}
+        batch = collate([item for item, _ in loaded], self.stream.transform, taught)
+        return {**batch, "read": len(loaded), "bad": [entry for _, bad in loaded for entry in bad], "error": None}
 
 
-class _Collate:
-    def __init__(self, transform: Transform) -> None:
-        self.transform = transform
-
-    def __call__(self, loaded: list[tuple[dict[str, Any] | UserError, list[tuple[int, CorruptSample]]]]) -> dict[str, Any]:
-        items = [item for item, _ in loaded if isinstance(item, dict)]
-        error = next((item for item, _ in loaded if isinstance(item, UserError)), None)
-        batch: dict[str, Any] = {} if error else collate(items, self.transform)
-        return {**batch, "read": len(loaded), "bad": [entry for _, bad in loaded for entry in bad], "error": error}
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
 
 
-def collate(items: list[dict[str, Any]], transform: Transform) -> dict[str, Any]:
-    """Join items of ``Stream.load`` into a batch and normalise its pictures."""
+def collate(
+    items: list[dict[str, Any]], transform: Transform, taught: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, Any]:
+    """Join items of ``Stream.load`` into a batch and normalise its pictures; ``taught`` are rows of all of them."""
     batch = {
         "image": transform.batch(torch.stack([item["image"] for item in items])),  # (b, 3, H, W)
         "text": torch.stack([item["text"] for item in items]),  # (b, context)
@@ -319,6 +384,9 @@ def collate(items: list[dict[str, Any]], transform: Transform) -> dict[str, Any]
         "keys": [item["key"] for item in items],
         "stratum": [item["stratum"] for item in items],
     }
-    if "taught" in items[0]:
-        batch["taught"] = stack([item["taught"] for item in items])
+    if taught is not None:
+        batch["taught"] = dict(taught)
+    elif "taught" in items[0]:
+        names = items[0]["taught"]
+        batch["taught"] = {name: torch.stack([item["taught"][name] for item in items]) for name in names}
     return batch

@@ -70,29 +70,37 @@ class Taught:
         self._ends = np.cumsum([size for split in splits for size in split.shard_sizes])
         self._open: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
 
-    def read(self, index: int, view: int, caption: int) -> dict[str, np.ndarray]:
-        """What is said of sample ``index`` of the stream, in one of its views and with one of its captions; a copy.
+    def read(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """What is said of samples by their ``index``, ``view`` and ``caption``: copies, a row for each of them.
 
         Raises:
-            UserError: there is nothing about the sample, although it can be read now.
+            UserError: there is nothing about a sample, although it can be read now.
         """
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        arrays = self._shard(number)
-        row = index - int(self._ends[number]) + len(arrays["valid"])
-        if not arrays["valid"][row]:
+        indices, views, captions = (np.array([item[name] for item in items]) for name in ("index", "view", "caption"))
+        numbers = np.searchsorted(self._ends, indices, side="right")
+        found: dict[str, np.ndarray] = {}
+        for number in np.unique(numbers).tolist():
+            arrays = self._shard(number)
+            places = np.flatnonzero(numbers == number)
+            rows = indices[places] - int(self._ends[number]) + len(arrays["valid"])
+            self._check_rows(number, rows[arrays["valid"][rows] == 0])
+            texts = arrays["captions"][rows] + captions[places]
+            for name in (*self.names, *(name + SCALE for name in self.names if name + SCALE in arrays)):
+                part = arrays[name][texts] if name in OF_CAPTIONS else arrays[name][rows, views[places]]
+                if name not in found:
+                    found[name] = np.empty((len(items), *part.shape[1:]), part.dtype)
+                found[name][places] = part
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+    def _check_rows(self, number: int, missing: np.ndarray) -> None:
+        if len(missing):
+            file = self._files[number][0]
             raise UserError(
                 key="teacher.cache",
-                value=str(self._files[number][0]),
-                reason=f"holds nothing about sample {row} of its shard, which could not be read when the cache was made",
-                fix=f"remove {self._files[number][0].parents[2]} and run again",
+                value=str(file),
+                reason=f"holds nothing about sample {missing[0]} of its shard, which could not be read when the cache was made",
+                fix=f"remove {file.parents[2]} and run again",
             )
-        found = {}
-        for name in self.names:
-            place = (int(arrays["captions"][row]) + caption,) if name in OF_CAPTIONS else (row, view)
-            found[name] = np.array(arrays[name][place])
-            if name + SCALE in arrays:
-                found[name + SCALE] = np.array(arrays[name + SCALE][place])
-        return found
 
     def _shard(self, number: int) -> dict[str, np.ndarray]:
         if number in self._open:
@@ -127,11 +135,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         flat = np.frombuffer(mapped, kind, (last - first) // kind.itemsize, offset=8 + length + first)
         arrays[name] = flat.reshape(about["shape"])
     return arrays
-
-
-def stack(items: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
-    """What is said of single samples, as a batch."""
-    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
 
 
 def restored(batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -114,6 +114,7 @@ class TrainTransform:
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
             raise UserError(key="augmentation.ratio", value=ratio, reason="must be two ratios width / height, 0 < low <= high")
         self.scale, self.ratio, self.flip = tuple(scale), tuple(ratio), flip
+        self.fixed = self.scale == (1, 1) and not flip  # nothing is drawn: a picture always becomes the same tensor
         self._evaluation = EvaluationTransform(preprocess)
         cfg = self._evaluation.cfg
         self.size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[0], cfg.size[1])  # height, width

@@ -76,16 +76,23 @@ class VisualPyramid(nn.Module):
         return {level: self.lateral[level](taps[VISUAL.index(level)]) for level in needed_laterals(levels)}
 
     def merge(self, laterals: Mapping[str, Tensor], levels: Sequence[str] = VISUAL) -> dict[str, Tensor]:
-        """The active ``levels`` from their `laterals`, top-down."""
-        height, width = laterals["P5"].shape[-2:]
+        """The active ``levels`` from their `laterals`, top-down; their channels lie side by side in memory.
+
+        So a depthwise convolution needs no copies in an order of its own, and what sums over channels reads them in a row.
+        """
+        rows = {level: laterals[level].contiguous(memory_format=torch.channels_last) for level in needed_laterals(levels)}
+        height, width = rows["P5"].shape[-2:]
         # P5: pooled 2x2; ceil_mode keeps the last row of an odd grid, averaged over the cells it has.
-        top = F.avg_pool2d(laterals["P5"], 2, ceil_mode=True, count_include_pad=False)  # (B, C, g/2, g/2)
+        top = F.avg_pool2d(rows["P5"], 2, ceil_mode=True, count_include_pad=False)  # (B, C, g/2, g/2)
         built = {"P5": top}
         for level in reversed(needed_laterals(levels)[:-1]):
             scale = 2 ** (2 - VISUAL.index(level))
             size = (height * scale, width * scale)
-            lateral = _nearest(laterals[level], size)  # (B, C, scale*g, scale*g)
-            built[level] = top = self.smooth[level](lateral + _nearest(top, size))
+            if scale > 1:  # both are upsampled: they are added first, on the smaller grid
+                merged = _nearest(_nearest(rows[level], top.shape[-2:]) + top, size)
+            else:
+                merged = rows[level] + _nearest(top, size)
+            built[level] = top = self.smooth[level](merged)  # (B, C, scale*g, scale*g)
         return {level: built[level] for level in VISUAL if level in levels}
 
 
@@ -222,5 +229,5 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
-def _nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return maps if maps.shape[-2:] == size else F.interpolate(maps, size=size, mode="nearest")
+def _nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return maps if tuple(maps.shape[-2:]) == tuple(size) else F.interpolate(maps, size=size, mode="nearest")

@@ -122,11 +122,14 @@ class Engine:
         for parameter in self._scalars:
             parameter.data = parameter.data.reshape(1)
         groups = parameter_groups(module, stage, training["weight_decay"])
-        optimizer = torch.optim.AdamW(groups, betas=tuple(training["betas"]), eps=training["eps"])
+        # Fused: one pass over parameter, gradient and moments, where each operation alone would be one.
+        optimizer = torch.optim.AdamW(groups, betas=tuple(training["betas"]), eps=training["eps"], fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=config, dist_init_required=False
         )
-        _keep_clipped_norm(self.engine)
+        _clip_by_norm(self.engine)
+        if world == 1 and self.zero_stage == 0 and not (self.engine.fp16_enabled() or self.engine.bfloat16_enabled()):
+            _average_nothing(self.engine)
         self.module: Distillation = self.engine.module
         self.dtype = next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
         self.teacher = teacher.to(device, self.dtype) if teacher is not None else None
@@ -253,14 +256,35 @@ class Engine:
             parameter.data = parameter.data.reshape(())
 
 
-def _keep_clipped_norm(engine: Any) -> None:
-    """In plain fp32 DeepSpeed clips by the gradients' norm and forgets it; with ZeRO or half precision it is kept."""
-    from deepspeed.runtime.utils import clip_grad_norm_
+def _clip_by_norm(engine: Any) -> None:
+    """In plain fp32 DeepSpeed clips by the gradients' norm and forgets it; with ZeRO or half precision it is kept.
+
+    It also multiplies all gradients where there is nothing to clip, one by one.
+    """
 
     def clip() -> None:
-        engine._global_grad_norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping(), mpu=engine.mpu)
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))  # type: ignore[arg-type]  # a tuple, which it takes
+        engine._global_grad_norm = norm = distributed.mean_over_ranks(norms.square().sum().sqrt())
+        share = float(engine.gradient_clipping() / (norm + 1e-6))
+        if not share >= 1:  # not finite, too: the step that found it says so
+            torch._foreach_mul_(gradients, share)
 
     engine.clip_fp32_gradients = clip
+
+
+def _average_nothing(engine: Any) -> None:
+    """A single rank has no others to average with: DeepSpeed would copy all gradients into a bucket and back.
+
+    What stays is that every trained parameter has a gradient, with which it decays.
+    """
+
+    def fill(**_: Any) -> None:
+        for parameter in engine.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    engine.buffered_allreduce_fallback = fill
 
 
 def _import_deepspeed() -> ModuleType:

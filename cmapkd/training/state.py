@@ -165,7 +165,7 @@ def _make_moments(engine: Engine, steps: float) -> None:
             state = optimizer.state[owner]
             for kind in MOMENTS:
                 state.setdefault(kind, torch.zeros_like(owner, memory_format=torch.preserve_format))
-            state["step"] = torch.tensor(steps, dtype=torch.float32)
+            state["step"] = torch.tensor(steps, dtype=torch.float32, device=owner.device)  # where a fused step wants it
     link = getattr(engine.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()

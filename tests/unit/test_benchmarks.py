@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.__main__ import changes, table
 from benchmarks.measure import Row, in_turns, rows
+from benchmarks.peer import step_seconds
+from benchmarks.whole import union
 
 
 def test_ratios_are_those_of_the_same_turn() -> None:
@@ -34,3 +36,13 @@ def test_a_table_is_compared_with_the_last_of_the_same_machine() -> None:
     assert "No ratio moved" in changes([row], {**before, "rows": [row.as_json()]}, "here")
     assert changes([row], before, "elsewhere") == ""
     assert "| KD | 1.30 | bare student | <= 1.15 (no) | 100 | 90 to 110 | ms |" in table([row])
+
+
+def test_the_peers_log_gives_the_mean_of_the_steps_since_the_line_before() -> None:
+    line = "2026-01-01 | INFO | Train Epoch: {} [{}/384 (33%)] Data (t): 0.001 Batch (t): {}, 100.0/s, 100.0/s/gpu LR: 0.1"
+    log = "\n".join(line.format(*values) for values in ((0, " 128", "0.500"), (0, " 384", "0.250"), (1, " 128", "0.125")))
+    assert step_seconds(log, 128) == [0.5, 0.25, 0.25, 0.125]
+
+
+def test_time_in_which_something_ran_has_no_pauses_and_counts_nothing_twice() -> None:
+    assert union([(10.0, 20.0), (0.0, 4.0), (12.0, 15.0), (18.0, 25.0)]) == 19.0

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from cmapkd.data.shards import index_path, read_index
 from cmapkd.data.split import BadSamples, CorruptSample, Split
-from cmapkd.data.stream import Stream, batches, generator, order
+from cmapkd.data.stream import Stream, batches, first_numbers, generator, order
 from cmapkd.data.transforms import TrainTransform
 from cmapkd.errors import UserError
 from cmapkd.files import read_json, sha256_of, write_json
@@ -44,6 +44,32 @@ def stream(*splits: Split, seed: int = 0, **options: Any) -> Stream:
 def same(one: dict[str, Any], two: dict[str, Any]) -> bool:
     tensors = all(torch.equal(one[name], two[name]) for name in ("image", "text", "index"))
     return tensors and one["keys"] == two["keys"] and one["stratum"] == two["stratum"]
+
+
+# Random numbers
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    samples=st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**63 - 1)), min_size=1, max_size=20),
+)
+def test_numbers_drawn_for_many_samples_are_those_of_their_generators(seed: int, samples: list[tuple[int, int]]) -> None:
+    epochs, indices = np.array(samples).T
+    expected = [generator(seed, epoch, index).random(4) for epoch, index in samples]
+    assert np.array_equal(first_numbers(seed, epochs, indices), expected)
+
+
+@pytest.mark.parametrize("views", [None, 3])
+@pytest.mark.parametrize("options", [{"scale": (1, 1)}, {"scale": (1, 1), "flip": True}, {"scale": (0.5, 1.0)}])
+def test_a_batch_is_its_samples(data: Path, views: int | None, options: dict[str, Any]) -> None:
+    split = Split(data, "train")
+    read = Stream([split], 3, fake_tokenizer, TrainTransform(PREPROCESS, **options), views=views, cache_bytes=10_000)
+    (batch,) = batches(read, global_batch=8, start_step=len(split) // 8, steps=1)  # straddles two epochs
+    alone = [read[len(split) // 8 * 8 + row] for row in range(8)]
+    for name in ("image", "text"):
+        assert torch.equal(batch[name], torch.stack([item[name] for item in alone]))
+    assert batch["keys"] == [item["key"] for item in alone]
 
 
 # Order
