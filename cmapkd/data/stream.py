@@ -369,7 +369,7 @@ class _Loaded(Dataset):
         return {**batch, "read": len(loaded), "bad": [entry for _, bad in loaded for entry in bad], "error": None}
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -264,7 +264,7 @@ def _clip_by_norm(engine: Any) -> None:
 
     def clip() -> None:
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients))  # type: ignore[arg-type]  # a tuple, which it takes
+        norms = torch.stack(torch._foreach_norm(gradients))  # a tuple, which it takes
         engine._global_grad_norm = norm = distributed.mean_over_ranks(norms.square().sum().sqrt())
         share = float(engine.gradient_clipping() / (norm + 1e-6))
         if not share >= 1:  # not finite, too: the step that found it says so
