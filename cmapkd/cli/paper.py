@@ -80,8 +80,11 @@ def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
     """All tables, figures and the document at once; `cmapkd paper` alone does the same."""
     from cmapkd.paper.build import build_paper
 
-    if not build_paper(paper_of(experiment, results)):
+    context = paper_of(experiment, results)
+    made = build_paper(context)
+    if not made:
         typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
+    typer.echo(f"{len(context.all_tables)} tables, {len(context.all_figures)} figures: {context.paper / ('paper.pdf' if made else 'paper.tex')}")
 
 
 @paper_app.command("keep")
