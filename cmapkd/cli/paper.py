@@ -84,7 +84,8 @@ def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
     made = build_paper(context)
     if not made:
         typer.echo("no pdflatex here: everything but paper.pdf is made", err=True)
-    typer.echo(f"{len(context.all_tables)} tables, {len(context.all_figures)} figures: {context.paper / ('paper.pdf' if made else 'paper.tex')}")
+    document = context.paper / ("paper.pdf" if made else "paper.tex")
+    typer.echo(f"{len(context.all_tables)} tables, {len(context.all_figures)} figures: {document}")
 
 
 @paper_app.command("keep")
