@@ -6,7 +6,6 @@ that takes an experiment and names none gets that one.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,6 @@ from .conftest import REPOSITORY, Checkout
 sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
 from page_examples import PAGES, Example, examples, takes_experiment, written
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("CMAPKD_ALL_TESTS") != "1", reason="not run in CI yet: CMAPKD_ALL_TESTS=1 runs it"
-)
 TUTORIAL = "docs/tutorial.md"
 EXPERIMENT = "config/smoke.yaml"
 BY_ENVIRONMENT = {".", "cd"}  # what a test's environment does for them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -66,7 +65,6 @@ def test_the_derived_experiment_has_the_rules_of_the_paper(made: tuple[Checkout,
     assert found == {file: coco if "coco-only" in file else JOBS for file in files}
 
 
-@pytest.mark.skipif(os.environ.get("CMAPKD_ALL_TESTS") != "1", reason="not run in CI yet: CMAPKD_ALL_TESTS=1 runs it")
 def test_it_runs_and_nothing_is_trained_before_the_teacher_is_what_it_should_be(made: tuple[Checkout, dict]) -> None:
     checkout, content = made
     home = checkout.root / "results" / "paper-fixtures"
