@@ -4,7 +4,7 @@ Debian 12 has no Apptainer: then the package of Debian's unstable is taken, alon
 are made to load with the older libc (``old_libc``), and apt installs it. It needs root, and Debian or Ubuntu.
 
     python tests/cluster/apptainer.py install
-    python tests/cluster/apptainer.py build /tmp/cmapkd.sif     # then: export CMAPKD_TEST_IMAGE=/tmp/cmapkd.sif
+    python tests/cluster/apptainer.py build build/cmapkd.sif     # then: export CMAPKD_TEST_IMAGE=build/cmapkd.sif
 """
 
 from __future__ import annotations

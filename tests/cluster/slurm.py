@@ -4,8 +4,8 @@ Everything that it writes (keys, sockets, state, logs, pid files) lies in one di
 that was free, so it disturbs no other SLURM; clients find it by ``SLURM_CONF``. It needs Debian's packages (installed by
 name where root may), root, and a second or two:
 
-    python tests/cluster/slurm.py up /tmp/lab     # prints the variables to export
-    python tests/cluster/slurm.py down /tmp/lab
+    python tests/cluster/slurm.py up build/lab     # prints the variables to export
+    python tests/cluster/slurm.py down build/lab
 
 Two partitions reach all nodes: jobs of ``main`` preempt those of ``low``, which are requeued. GPUs are copies of
 ``/dev/null``: SLURM counts, allots and names them in ``CUDA_VISIBLE_DEVICES`` like real ones.

@@ -101,6 +101,7 @@ class Zip:
         try:
             with self._archive.open(member) as stream:
                 data = stream.read(member.file_size + 1)  # reaches the end, where zipfile compares the CRC
+        # zipfile raises the last two for a compression that it does not know and for an encrypted member.
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise ValueError(f"cannot be read from the zip: {error}") from None
         if len(data) != member.file_size:
