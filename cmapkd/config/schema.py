@@ -22,8 +22,10 @@ class PyramidConfig(Config):
 
     channels: int = Field(256, ge=4, unit="channels", description="channels of P2 to P5 (`C`)")
     text_channels: int = Field(256, ge=4, unit="channels", description="width of L1 to L4 (`D`)")
-    smoothing: Literal["dense", "depthwise"] = Field(
-        "dense", description="3x3 smoothing convolutions of P2 to P4: dense, or depthwise for small machines"
+    smoothing: Literal["dense", "low-rank", "separable", "depthwise"] = Field(
+        "dense",
+        description="3x3 smoothing convolutions of P2 to P4, by falling cost: of all channels, of a quarter as many, of "
+        "each alone and then a 1x1, of each alone",
     )
     phrase_window: int = Field(3, ge=1, unit="tokens", description="attention window of the phrase level L2 (odd)")
     heads: int = Field(4, ge=1, description="attention heads of L2 and L3")

@@ -100,6 +100,13 @@ def parameters(s: Shapes) -> int:
     return image + text + 1
 
 
+def smoothing(channels: int, kind: str) -> float:
+    """Multiplications of a smoothing convolution of a pyramid for one cell."""
+    rank = max(1, channels // 4)
+    of = {"separable": 9 * channels + channels**2, "low-rank": 10 * channels * rank, "depthwise": 9 * channels}
+    return of.get(kind, 9 * channels**2)
+
+
 def pyramid(s: Shapes, sizes: Mapping[str, Any], visual: Sequence[str], language: Sequence[str]) -> float:
     """Forward operations of both pyramids of one pair, of the active levels and those they are built on."""
     channels, text_channels = sizes["channels"], sizes["text_channels"]
@@ -110,7 +117,7 @@ def pyramid(s: Shapes, sizes: Mapping[str, Any], visual: Sequence[str], language
         total += 2 * cells * s.image_width * channels  # the lateral, on the small grid
         if place < 3:  # smoothing, on the level's own
             area = cells * (2 ** (2 - place)) ** 2
-            total += 2 * area * 9 * channels * (1 if sizes.get("smoothing") == "depthwise" else channels)
+            total += 2 * area * smoothing(channels, sizes.get("smoothing", "dense"))
     for level in language:
         if level in ("L2", "L3"):
             total += transformer(s.context, s.text_width, 1, 0.0)

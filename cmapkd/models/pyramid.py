@@ -23,6 +23,7 @@ VISUAL = ("P2", "P3", "P4", "P5")
 LANGUAGE = ("L1", "L2", "L3", "L4")
 CELLED = ("P2", "P3", "P4")  # levels that are cells, and
 TOKENED = ("L1", "L2")  # levels that are tokens, in late interaction; the others are one vector each
+Smoothing = Literal["dense", "low-rank", "separable", "depthwise"]
 
 
 @dataclass
@@ -57,14 +58,33 @@ class PyramidOutputs:
         return PyramidOutputs(maps={level: value[chosen] for level, value in self.maps.items()}, **picked)
 
 
+def smoothing_of(kind: Smoothing, channels: int) -> nn.Module:
+    """A 3x3 convolution of (B, C, h, w) to the same shape.
+
+    Operations per cell: ``dense`` 9 C C; ``low-rank``, through C/4 channels, 5/2 C C; ``separable``, each channel alone and
+    then a 1x1 convolution, 9 C + C C; ``depthwise``, each channel alone, 9 C.
+    """
+    if kind == "low-rank":
+        rank = rank_of(channels)
+        return nn.Sequential(nn.Conv2d(channels, rank, 3, padding=1, bias=False), nn.Conv2d(rank, channels, 1))
+    if kind == "dense":
+        return nn.Conv2d(channels, channels, 3, padding=1)
+    alone = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+    return alone if kind == "depthwise" else nn.Sequential(alone, nn.Conv2d(channels, channels, 1))
+
+
+def rank_of(channels: int) -> int:
+    """Channels in the middle of a ``low-rank`` convolution."""
+    return max(1, channels // 4)
+
+
 class VisualPyramid(nn.Module):
     """Feature pyramid over four maps of one grid g: P5 g/2, P4 g, P3 2g, P2 4g (g/2 rounded up)."""
 
-    def __init__(self, width: int, channels: int, smoothing: Literal["dense", "depthwise"] = "dense") -> None:
+    def __init__(self, width: int, channels: int, smoothing: Smoothing = "dense") -> None:
         super().__init__()
         self.lateral = nn.ModuleDict({level: nn.Conv2d(width, channels, 1) for level in VISUAL})
-        groups = channels if smoothing == "depthwise" else 1
-        self.smooth = nn.ModuleDict({level: nn.Conv2d(channels, channels, 3, padding=1, groups=groups) for level in VISUAL[:3]})
+        self.smooth = nn.ModuleDict({level: smoothing_of(smoothing, channels) for level in VISUAL[:3]})
 
     def forward(self, taps: Sequence[Tensor], levels: Sequence[str] = VISUAL) -> dict[str, Tensor]:
         """Build the active ``levels`` from ``taps`` of blocks d/4, d/2, 3d/4, d, each (B, W, g, g)."""
@@ -151,7 +171,7 @@ class Pyramid(nn.Module):
         shapes: TapShapes,
         channels: int = 256,
         text_channels: int = 256,
-        smoothing: Literal["dense", "depthwise"] = "dense",
+        smoothing: Smoothing = "dense",
         phrase_window: int = 3,
         heads: int = 4,
     ) -> None:

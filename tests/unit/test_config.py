@@ -55,7 +55,7 @@ from cmapkd.plan import make_plan
         ),
         (
             {"pyramid__smoothing": "depth"},
-            "pyramid.smoothing = 'depth': not one of dense, depthwise; did you mean 'depthwise'?",
+            "pyramid.smoothing = 'depth': not one of dense, low-rank, separable, depthwise; did you mean 'depthwise'?",
         ),
         (
             {"training__deepspeed": "fp23"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import open_clip
 import pytest
@@ -17,7 +17,7 @@ from cmapkd.costs.estimate import PARTS, changed, estimate, render
 from cmapkd.errors import UserError
 from cmapkd.evaluation import efficiency
 from cmapkd.models import towers
-from cmapkd.models.pyramid import LANGUAGE, VISUAL, Pyramid
+from cmapkd.models.pyramid import LANGUAGE, VISUAL, Pyramid, Smoothing
 from cmapkd.plan import Plan, make_plan, model_settings
 
 
@@ -49,7 +49,7 @@ def test_published_operations_of_the_image_towers() -> None:
         assert flops.image_tower(flops.shapes_of(name, None)) / 1e9 == pytest.approx(giga, rel=0.01)
 
 
-@pytest.mark.parametrize("smoothing", ["dense", "depthwise"])
+@pytest.mark.parametrize("smoothing", get_args(Smoothing))
 def test_arithmetic_of_the_pyramid_is_that_of_its_modules(smoothing: str) -> None:
     """Counted on the real module; attention within a window is computed over all tokens there, too."""
     config = model_settings("mini-student", "model")["config"]

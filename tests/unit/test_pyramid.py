@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import tiny
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cmapkd.models.pyramid import LANGUAGE, VISUAL, LanguageHierarchy, Pyramid, VisualPyramid, masked_mean
+from cmapkd.models.pyramid import LANGUAGE, VISUAL, LanguageHierarchy, Pyramid, Smoothing, VisualPyramid, masked_mean
 from cmapkd.models.towers import TapShapes, TowerOutputs
 from cmapkd.training.stages import seeded
 
 WIDTH, CHANNELS = 6, 8
+SMOOTHING = get_args(Smoothing)
 
 
 def visual(smoothing: str = "dense") -> VisualPyramid:
@@ -43,9 +45,9 @@ def mask_of(lengths: Sequence[int], count: int = 9) -> Tensor:
     return torch.arange(count) < torch.tensor(lengths)[:, None]
 
 
-@given(height=st.integers(1, 7), width=st.integers(1, 7), batch=st.integers(1, 3), depthwise=st.booleans())
-def test_level_sizes(height: int, width: int, batch: int, depthwise: bool) -> None:
-    levels = visual("depthwise" if depthwise else "dense")(maps(height, width, batch))
+@given(height=st.integers(1, 7), width=st.integers(1, 7), batch=st.integers(1, 3), kind=st.sampled_from(SMOOTHING))
+def test_level_sizes(height: int, width: int, batch: int, kind: str) -> None:
+    levels = visual(kind)(maps(height, width, batch))
     sizes = {"P5": (-(-height // 2), -(-width // 2)), "P4": (height, width)}
     sizes |= {"P3": (2 * height, 2 * width), "P2": (4 * height, 4 * width)}
     assert {level: tuple(value.shape) for level, value in levels.items()} == {
@@ -194,7 +196,7 @@ def take(of: TowerOutputs, rows: Tensor) -> TowerOutputs:
     return TowerOutputs(of.image[rows], of.text[rows], of.logit_scale, *taps, of.text_mask[rows], of.summary[rows])
 
 
-@pytest.mark.parametrize("smoothing", ["dense", "depthwise"])
+@pytest.mark.parametrize("smoothing", SMOOTHING)
 def test_no_sample_sees_another(smoothing: str) -> None:
     net, given_outputs = whole(smoothing), outputs()
     together = tiny.pyramid_tensors(net(given_outputs))
