@@ -6,15 +6,15 @@ epochs), so batches are always full and all ranks make equally many steps; a run
 the data do not depend on how many workers or ranks read them. The caption that is chosen and the parameters of the
 augmentation are pure functions of (seed, epoch, sample).
 
-Random numbers come from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), a counter-based
-generator: a sample's stream is found by setting the counter. Only raw bits and ``random()`` are used, which numpy keeps
-stable, where it reserves the right to change ``permutation`` and ``integers``.
+Random numbers are those of `cmapkd.data.philox`. Only raw bits and ``random()`` are used, which numpy keeps stable, where it
+reserves the right to change ``permutation`` and ``integers``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from cmapkd.data.philox import first_numbers, generator
 from cmapkd.data.split import BadSamples, CorruptSample, Split
 from cmapkd.data.taught import Taught
 from cmapkd.data.transforms import MAX_PIXELS, Transform, decode_image
@@ -67,36 +68,6 @@ def order(n: int, seed: int, epoch: int, *, shards: Sequence[int] | None = None,
         part = laid[first : first + window]
         laid[first : first + window] = part[np.argsort(bits.random_raw(len(part)), kind="stable")]
     return laid
-
-
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample in one epoch."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, index]))
-
-
-def first_numbers(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The first four numbers that ``generator(seed, epoch, index).random()`` gives, of many samples at once. (n, 4)
-
-    Philox 4x64-10 as numpy has it: making a generator for each sample takes ten times as long.
-    """
-    one, low = np.ones(len(indices), dtype=np.uint64), np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
-
-    def product(factor: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """High and low words of the 128 bits."""
-        a, b = np.uint64(factor & 0xFFFFFFFF), np.uint64(factor >> 32)
-        c, d = values & low, values >> half
-        right, left = b * c, a * d
-        middle = ((a * c) >> half) + (right & low) + (left & low)
-        return b * d + (right >> half) + (left >> half) + (middle >> half), np.uint64(factor) * values
-
-    x = [one, 0 * one, 0 * one, indices.astype(np.uint64)]  # numpy counts up before it draws
-    keys = [np.uint64(seed) * one, epochs.astype(np.uint64)]
-    for _ in range(10):
-        (high, low_word), (other_high, other_low) = product(0xD2E7470EE14C6C93, x[0]), product(0xCA5A826395121157, x[2])
-        x = [other_high ^ x[1] ^ keys[0], other_low, high ^ x[3] ^ keys[1], low_word]
-        keys = [keys[0] + np.uint64(0x9E3779B97F4A7C15), keys[1] + np.uint64(0xBB67AE8584CAA73B)]
-    return np.stack([word >> np.uint64(11) for word in x], axis=1) * 2.0**-53  # (n, 4)
 
 
 class Stream(Dataset):
@@ -306,7 +277,7 @@ def batches(
         world_size: number of processes, W.
         start_step: first batch, for resuming.
         steps: number of batches.
-        workers: data-loader processes; 0 reads in this one.
+        workers: data-loader processes; 0 reads in a thread of this one.
 
     Raises:
         UserError: the batch cannot be divided among the ranks.
@@ -338,7 +309,26 @@ class Batches:
         return self.steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        loader: DataLoader = DataLoader(
+        for batch in self._ahead() if self.workers == 0 else self._loader():
+            self.stream.bad.add(batch.pop("read"), batch.pop("bad"))
+            if (error := batch.pop("error")) is not None:
+                raise error
+            yield batch
+
+    def _ahead(self) -> Iterator[dict[str, Any]]:
+        """Each batch is read by a thread while the one before is trained on: torch computes without the interpreter's lock."""
+        read = _Loaded(self.stream).__getitems__
+        with ThreadPoolExecutor(1, "data") as thread:
+            following = None
+            for positions in self.positions:
+                current, following = following, thread.submit(read, positions)
+                if current is not None:
+                    yield current.result()
+            if following is not None:
+                yield following.result()
+
+    def _loader(self) -> DataLoader:
+        return DataLoader(
             _Loaded(self.stream),
             batch_sampler=self.positions,  # type: ignore[arg-type]  # ranges serve as lists
             num_workers=self.workers,
@@ -347,11 +337,6 @@ class Batches:
             # Its own, or the start of an iteration would draw from the global one, and a resumed run from other random numbers.
             generator=torch.Generator(),
         )
-        for batch in loader:
-            self.stream.bad.add(batch.pop("read"), batch.pop("bad"))
-            if (error := batch.pop("error")) is not None:
-                raise error
-            yield batch
 
 
 class _Loaded(Dataset):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cmapkd.data.philox import generator
 from cmapkd.data.split import CorruptSample
-from cmapkd.data.stream import Stream, generator
+from cmapkd.data.stream import Stream
 from cmapkd.files import read_json
 
 

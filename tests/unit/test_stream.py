@@ -15,8 +15,9 @@ from fake_source import fake_tokenizer, write_fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmapkd.data.philox import first_numbers, generator
 from cmapkd.data.split import Split
-from cmapkd.data.stream import Stream, batches, first_numbers, generator, order
+from cmapkd.data.stream import Stream, batches, order
 from cmapkd.data.transforms import TrainTransform
 from cmapkd.errors import UserError
 
