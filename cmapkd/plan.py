@@ -158,7 +158,7 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
     # batch is cut (`uncut`). Retries do when one happens, and `stage.json` then tells: with an address of its own, every
     # training would be lost to a precaution.
     operational = {"ranks", "workers", "cache_bytes", "log_every", "checkpoint_minutes", "bad_samples", "nan_retries"}
-    operational |= {"activation_checkpointing"}
+    operational |= {"activation_checkpointing", "compile"}
     operational |= {"oom_retries", "stop_margin_minutes", "lock_wait_minutes", "lock_stale_minutes", "barrier_minutes"}
     shared = experiment.training.model_dump(mode="json", exclude={"deepspeed", *operational})
     if shared["augmentation"]["views"] is None:

@@ -153,6 +153,11 @@ class TrainingConfig(Config):
         description="keep only the inputs of the student's blocks and compute the rest again in the backward pass: less memory "
         "for up to a third more time, the same gradients; not where blocks have prompts (PromptKD)",
     )
+    compile: bool = Field(
+        False,
+        description="`torch.compile` for the blocks of both models: fewer passes over a GPU's memory, the same results to "
+        "rounding; a training that cannot (no compiler, prompts) says so and goes on without",
+    )
     weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay; none on norms, biases and logit scales")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW momenta")
     eps: float = Field(1e-6, gt=0, description="AdamW epsilon")

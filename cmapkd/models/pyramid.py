@@ -213,7 +213,7 @@ class Pyramid(nn.Module):
 
     def bridged(self, maps: dict[str, Tensor], language: Tensor) -> PyramidOutputs:
         """The levels of a batch from their ``maps``, (B, C, h, w) each, and the ``language`` levels, (B, levels, D)."""
-        pooled = torch.stack([level.mean(dim=(2, 3)) for level in maps.values()], dim=1)  # (B, levels, C)
+        pooled = torch.stack([_average(level) for level in maps.values()], dim=1)  # (B, levels, C)
         return PyramidOutputs(maps, pooled, language, self.visual_to_language(pooled), self.language_to_visual(language))
 
     @staticmethod
@@ -247,6 +247,11 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``tokens`` (B, N, W) where ``mask`` (B, N) is True; zero for a row without any token. (B, W)"""
     weight = mask.to(tokens.dtype)[..., None]  # (B, N, 1)
     return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def _average(maps: Tensor) -> Tensor:
+    """Global average (B, C). The gradient of `mean` would be written out for every cell, this one's is not."""
+    return (maps.sum(dim=(2, 3), dtype=torch.float32) / maps[0, 0].numel()).to(maps.dtype)
 
 
 def _nearest(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -81,9 +81,7 @@ def save(
         about = {
             "step": step,
             "origin": origin,
-            "ranks": distributed.world_size(),
-            "zero": engine.zero_stage,
-            "accumulation": engine.accumulation,
+            **cut_of(engine),
             "files": files,
             "numbers": state.counters(engine),
         }
@@ -93,6 +91,11 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return time.monotonic() - began
+
+
+def cut_of(engine: Engine) -> dict[str, int]:
+    """How the global batch is cut."""
+    return {"ranks": distributed.world_size(), "zero": engine.zero_stage, "accumulation": engine.accumulation}
 
 
 def _remove_old(directory: Path, newest: Path) -> None:
@@ -138,7 +141,7 @@ def resume(engine: Engine, directory: Path, origin: str, seed: int = 0) -> int:
 
 def _tell(path: Path, about: dict[str, Any], engine: Engine) -> None:
     """Say so where a training goes on in another way than it began."""
-    now = {"ranks": distributed.world_size(), "zero": engine.zero_stage, "accumulation": engine.accumulation}
+    now = cut_of(engine)
     words = {"ranks": "ranks", "zero": "ZeRO stage", "accumulation": "micro-batches a step"}
     changed = [f"{words[key]} {about[key]} -> {value}" for key, value in now.items() if about[key] != value]
     if changed:

@@ -22,7 +22,7 @@ from cmapkd.config.methods import StageConfig
 from cmapkd.data.taught import restored
 from cmapkd.objectives.base import TeacherOutputs, Terms
 from cmapkd.training import distributed
-from cmapkd.training.launch import die_with_parent
+from cmapkd.training.launch import die_with_parent, keep_freed_memory
 from cmapkd.training.stages import Distillation, Teacher
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -34,6 +34,8 @@ def start_process_group(minutes: float = 30) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     if dist.is_initialized():

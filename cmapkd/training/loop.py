@@ -28,6 +28,7 @@ from cmapkd.plan import Stage, deepspeed_settings, uncut
 from cmapkd.provenance import Start
 from cmapkd.training import checkpoints, distributed, teacher_cache
 from cmapkd.training import failures as kinds
+from cmapkd.training.compiled import compile_towers, is_compiled
 from cmapkd.training.engine import Engine, start_process_group
 from cmapkd.training.failures import Failures
 from cmapkd.training.locks import LostLock, StageLock
@@ -206,6 +207,8 @@ def _prepare(run: _Run) -> Prepared:
     prepared = prepare(run.stage.settings, run.results / "stages")
     if run.options.activation_checkpointing and not prepared.module.checkpoint_activations() and distributed.rank() == 0:
         log.info("%s: activations are kept, as its blocks cannot be computed again", run.stage.label)
+    if run.options.compile and (why := compile_towers(prepared.module, prepared.teacher, run.device.type)):
+        log.warning("%s: not compiled, %s", run.stage.label, why)
     return prepared
 
 
@@ -320,7 +323,9 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
         summary["nan_retries"] = retries.taken
     if run.halvings.taken:
         summary["oom_retries"] = run.halvings.taken
-    summary["cut"] = {"ranks": distributed.world_size(), "zero": engine.zero_stage, "accumulation": engine.accumulation}
+    summary["cut"] = checkpoints.cut_of(engine)
+    if run.options.compile:
+        summary["compiled"] = is_compiled(engine.module)
     return summary, stream.bad.report()
 
 
