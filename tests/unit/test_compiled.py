@@ -21,6 +21,9 @@ from cmapkd.training import compiled
 from cmapkd.training.loop import train_stage
 
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_compiled_blocks_have_the_gradients_and_names_of_others() -> None:
     module, teacher = tiny.setup("kd", tiny.stage())
