@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.measure import Row, in_turns, rows
 from benchmarks.setting import Setting, run
-from cmapkd.config.schema import TrainingConfig
+from cmapkd.config.training import TrainingConfig
 from cmapkd.data.stream import batches
 from cmapkd.training.loop import _stream
 from cmapkd.training.stages import prepare

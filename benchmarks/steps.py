@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.measure import Row, in_turns, rows
 from benchmarks.setting import METHODS, Setting, live, make
-from cmapkd.config.schema import TrainingConfig
+from cmapkd.config.training import TrainingConfig
 from cmapkd.costs import flops
 from cmapkd.data.stream import batches
 from cmapkd.objectives.terms.contrastive import info_nce

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cmapkd.config.methods import CachedPart, CMAPKDConfig, PromptKDConfig, StageConfig, TeacherPromptsConfig
+from cmapkd.config.methods import CachedPart, CMAPKDConfig, PromptKDConfig, TeacherPromptsConfig
 from cmapkd.config.overlap import overlap_settings
+from cmapkd.config.schedules import StageConfig
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug

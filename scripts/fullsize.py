@@ -31,7 +31,7 @@ def step(name: str) -> dict[str, Any]:
 
     from cmapkd import objectives
     from cmapkd.config import load_experiment
-    from cmapkd.config.methods import StageConfig
+    from cmapkd.config.schedules import StageConfig
     from cmapkd.models import towers
     from cmapkd.models.prompts import Prompts
     from cmapkd.models.pyramid import Pyramid

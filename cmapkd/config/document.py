@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 from cmapkd.config import methods, schema, sources
 from cmapkd.config.evaluation import EvaluationConfig
 from cmapkd.config.paper import PaperConfig
+from cmapkd.config.schedules import DEFAULT_SCHEDULES, StageConfig
+from cmapkd.config.training import TrainingConfig
 from cmapkd.config.tuning import TuningConfig
 from cmapkd.errors import UserError
 from cmapkd.files import write_atomic
@@ -136,8 +138,8 @@ def _experiment() -> Iterator[str]:
     yield from _section("Teacher", schema.TeacherConfig, "teacher")
     yield from _section("Student", schema.StudentConfig, "student")
     yield from _section("Pyramid", schema.PyramidConfig, "pyramid")
-    yield from _section("Training", schema.TrainingConfig, "training")
-    yield from _section("Schedules and stages", methods.StageConfig, "schedules.<name>[]")
+    yield from _section("Training", TrainingConfig, "training")
+    yield from _section("Schedules and stages", StageConfig, "schedules.<name>[]")
     yield from _schedules()
     yield from _section("Methods", methods.MethodConfig, "runs.<name>")
     for method in _members(methods.AnyMethod):
@@ -176,7 +178,7 @@ def _schedules() -> Iterator[str]:
     yield from ("### Default schedules", "", _SCHEDULES, "")
     yield "| schedule | stage | epochs | levels | lr | trains | policy |"
     yield "|---|---|---|---|---|---|---|"
-    for name, stages in schema.DEFAULT_SCHEDULES.items():
+    for name, stages in DEFAULT_SCHEDULES.items():
         for stage in stages:
             levels = f"{_range(stage.visual_levels)} / {_range(stage.language_levels)}"
             groups = ", ".join(f"{group} {_number(rate)}" for group, rate in stage.group_lr.items())
@@ -206,7 +208,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required() or _literal(field.annotation) is not None:
         return "**required**"
     default = field.get_default(call_default_factory=True, validated_data={})
-    if isinstance(default, BaseModel) or default == schema.DEFAULT_SCHEDULES:
+    if isinstance(default, BaseModel) or default == DEFAULT_SCHEDULES:
         return "see below"
     return f"`{_number(default) if isinstance(default, float) else json.dumps(default)}`"
 

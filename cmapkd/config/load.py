@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cmapkd.config.extend import extended, rooted
-from cmapkd.config.schema import DEFAULT_SCHEDULES, ExperimentConfig
+from cmapkd.config.schedules import DEFAULT_SCHEDULES
+from cmapkd.config.schema import ExperimentConfig
 from cmapkd.config.tuning import tuned_values
 from cmapkd.errors import UserError, nearest
 

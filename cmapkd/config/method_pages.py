@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cmapkd.config import document, load_experiment, methods, schema
+from cmapkd.config import document, load_experiment, methods
+from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.errors import UserError
 from cmapkd.files import write_atomic
 
@@ -104,7 +105,7 @@ def _stages(method: type[methods.MethodConfig]) -> Iterator[str]:
     run: Any = method()
     yield f"Default schedule `{run.schedule}`; an experiment may replace it. Rates are peak rates."
     yield from ("", "| stage | epochs | levels | learning rate | trains | weights |", "|---|---|---|---|---|---|")
-    for stage in run.stages(schema.DEFAULT_SCHEDULES[run.schedule]):
+    for stage in run.stages(DEFAULT_SCHEDULES[run.schedule]):
         levels = f"{', '.join(stage.visual_levels)}; {', '.join(stage.language_levels)}" if run.uses_pyramid else "–"
         groups = "".join(f"; {group} {document.number(rate)}" for group, rate in stage.group_lr.items())
         rates = f"{document.number(stage.lr)}{groups}"

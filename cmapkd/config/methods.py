@@ -5,50 +5,15 @@ They live apart from the objectives so that the workflow and the paper can read 
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, model_validator
 from pydantic import Field as PydanticField
+from pydantic import model_validator
 
 from cmapkd.config.base import Config, Field, Search
+from cmapkd.config.schedules import LANGUAGE_LEVELS, VISUAL_LEVELS, LanguageLevel, Policy, StageConfig, VisualLevel
 
-
-def _safe_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", value):
-        raise ValueError(
-            "a name becomes a file: up to 100 letters, digits, '_', '-' and '.' only, starting with a letter or digit"
-        )
-    return value
-
-
-Name = Annotated[str, AfterValidator(_safe_name)]
-VisualLevel = Literal["P2", "P3", "P4", "P5"]
-LanguageLevel = Literal["L1", "L2", "L3", "L4"]
-VISUAL_LEVELS: tuple[VisualLevel, ...] = ("P2", "P3", "P4", "P5")
-LANGUAGE_LEVELS: tuple[LanguageLevel, ...] = ("L1", "L2", "L3", "L4")
-Policy = Literal["uniform", "manual", "alsn"]
 CachedPart = Literal["embeddings", "pyramid"]  # of the teacher's outputs, see `cmapkd/training/teacher_cache.py`
-Group = Literal["student", "projections", "pyramid", "alsn", "heads"]
-
-
-class StageConfig(Config):
-    """One stage of a schedule."""
-
-    name: Name = Field(..., description="name of the stage")
-    epochs: float = Field(..., gt=0, unit="epochs", description="passes over the distillation data; a fraction is allowed")
-    lr: float = Field(..., gt=0, description="peak learning rate of every trained group not named in `group_lr`")
-    group_lr: dict[Group, Annotated[float, PydanticField(gt=0)]] = Field({}, description="peak learning rates of single groups")
-    lr_end: float = Field(
-        0.0, ge=0, le=1, unit="share of lr", description="learning rate at the end of the stage's cosine decay"
-    )
-    trains: tuple[Group, ...] = Field(
-        ("student", "heads"),
-        description="parameter groups that are trained; the rest is frozen (`projections`: see `llava_kd`)",
-    )
-    visual_levels: tuple[VisualLevel, ...] = Field(VISUAL_LEVELS, description="active levels of the visual pyramid")
-    language_levels: tuple[LanguageLevel, ...] = Field(LANGUAGE_LEVELS, description="active levels of the language hierarchy")
-    policy: Policy = Field("uniform", description="how the active levels are weighted")
 
 
 class MethodConfig(Config):

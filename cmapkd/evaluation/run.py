@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cmapkd import objectives
-from cmapkd.config.methods import StageConfig
+from cmapkd.config.schedules import StageConfig
 from cmapkd.data.shards import read_manifest
 from cmapkd.data.split import Split
 from cmapkd.data.transforms import EvaluationTransform, decode_image

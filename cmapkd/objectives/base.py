@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from cmapkd.config.methods import StageConfig
+from cmapkd.config.schedules import StageConfig
 from cmapkd.models.pyramid import PyramidOutputs
 from cmapkd.models.towers import Tapped, TapShapes, TowerOutputs
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cmapkd.config.methods import CMAPKDConfig, StageConfig
+from cmapkd.config.methods import CMAPKDConfig
+from cmapkd.config.schedules import StageConfig
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError
 from cmapkd.models import configs

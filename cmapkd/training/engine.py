@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cmapkd.config.methods import StageConfig
+from cmapkd.config.schedules import StageConfig
 from cmapkd.data.taught import restored
 from cmapkd.objectives.base import TeacherOutputs, Terms
 from cmapkd.training import distributed

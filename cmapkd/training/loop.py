@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cmapkd.config.schema import TrainingConfig
+from cmapkd.config.training import TrainingConfig
 from cmapkd.data.split import Split
 from cmapkd.data.stream import Stream, batches
 from cmapkd.data.taught import Taught

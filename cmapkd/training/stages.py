@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmapkd import objectives
-from cmapkd.config.methods import StageConfig
+from cmapkd.config.schedules import StageConfig
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path
 from cmapkd.models import towers

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from cmapkd.config.methods import StageConfig
+from cmapkd.config.schedules import StageConfig
 from cmapkd.data.split import CorruptSample, Split
 from cmapkd.data.stream import Stream
 from cmapkd.data.taught import MAPS, SCALE, file_of, quantise

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cmapkd.config.schema import DEFAULT_SCHEDULES
+from cmapkd.config.schedules import DEFAULT_SCHEDULES
 
 from ..unit import public_fixtures as make
 

@@ -20,7 +20,6 @@ from cmapkd.plan import make_plan
 from cmapkd.training import compiled
 from cmapkd.training.loop import train_stage
 
-
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 

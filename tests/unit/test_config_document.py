@@ -14,7 +14,7 @@ from config_examples import CONFIG, EXPERIMENTS, FIELDS, classes, experiment
 
 from cmapkd.config import document, parse_experiment
 from cmapkd.config.methods import AnyMethod
-from cmapkd.config.schema import DEFAULT_SCHEDULES
+from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.config.sources import AnySource
 from cmapkd.errors import UserError
 from cmapkd.plan import make_plan

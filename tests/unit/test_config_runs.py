@@ -8,7 +8,7 @@ import pytest
 from config_examples import experiment, refusal
 
 from cmapkd.config import parse_experiment
-from cmapkd.config.schema import DEFAULT_SCHEDULES
+from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.plan import make_plan
 
 # ---- base of runs

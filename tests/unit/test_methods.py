@@ -17,8 +17,7 @@ from config_examples import experiment, refusal
 from torch import Tensor
 
 from cmapkd.config import parse_experiment
-from cmapkd.config.methods import StageConfig
-from cmapkd.config.schema import DEFAULT_SCHEDULES
+from cmapkd.config.schedules import DEFAULT_SCHEDULES, StageConfig
 from cmapkd.errors import UserError
 from cmapkd.models import towers
 from cmapkd.objectives.base import Representations, Terms

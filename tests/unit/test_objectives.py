@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cmapkd import objectives
-from cmapkd.config.methods import VISUAL_LEVELS
+from cmapkd.config.schedules import VISUAL_LEVELS
 from cmapkd.errors import UserError
 from cmapkd.models import towers
 from cmapkd.objectives.base import Objective, Representations

@@ -14,7 +14,7 @@ from config_examples import CONFIG, experiment
 from cmapkd.config import load_experiment, parse_experiment
 from cmapkd.config.methods import AnyMethod
 from cmapkd.config.overlap import checked_splits
-from cmapkd.config.schema import DEFAULT_SCHEDULES
+from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.config.sources import CocoCaptionsConfig, PublicConfig
 from cmapkd.costs import flops
 from cmapkd.costs.estimate import estimate, render

@@ -17,7 +17,7 @@ from fake_source import FakeConfig, FakeSource
 
 from cmapkd import plan as planning
 from cmapkd.config import parse_experiment
-from cmapkd.config.schema import TrainingConfig
+from cmapkd.config.training import TrainingConfig
 from cmapkd.data.shards import write_dataset
 from cmapkd.data.split import Split
 from cmapkd.data.transforms import EvaluationTransform, decode_image

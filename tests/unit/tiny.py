@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cmapkd import objectives
-from cmapkd.config.methods import AnyMethod, MethodConfig, StageConfig
+from cmapkd.config.methods import AnyMethod, MethodConfig
+from cmapkd.config.schedules import StageConfig
 from cmapkd.models import towers
 from cmapkd.models.prompts import Prompts
 from cmapkd.models.pyramid import Pyramid, PyramidOutputs

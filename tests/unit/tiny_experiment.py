@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmapkd import plan as planning
 from cmapkd.config import parse_experiment
-from cmapkd.config.schema import TrainingConfig
+from cmapkd.config.training import TrainingConfig
 from cmapkd.files import sha256_of
 from cmapkd.models import towers
 from cmapkd.plan import Plan, Stage, make_plan
