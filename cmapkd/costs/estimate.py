@@ -87,7 +87,7 @@ def estimate(plan: Plan, results: Path, device: str | None = None, utilisation: 
     """
     home = results / plan.experiment.name
     costs = {address: _cost(plan, stage, home) for address, stage in plan.stages.items()}
-    measured = [cost for cost in costs.values() if cost.measured is not None and cost.steps >= 20]
+    measured = [cost for cost in costs.values() if cost.measured and cost.steps >= 20]
     if device is not None:
         seconds, basis = _from_device(plan, device, utilisation)
     elif measured:
@@ -190,7 +190,9 @@ def _cache_cost(plan: Plan, stage: Stage, home: Path, student: flops.Shapes) -> 
         row = cells + 4 if settings["precision"] == "int8" else wide * cells  # [bytes] of a channel
         disk = len(flops.VISUAL) * pictures * sizes["channels"] * row
         disk += wide * len(flops.VISUAL) * captions * sizes["text_channels"]
-    measured = 0.0 if _done(home, stage) else None
+    measured = None
+    if _done(home, stage):
+        measured = float(read_json(home / "stages" / stage.address / "stage.json")["provenance"]["wall_seconds"])
     return StageCost(stage, max(1, samples // batch), (0.0, work, 0.0, 1.0), disk, 0.0, measured=measured)
 
 
