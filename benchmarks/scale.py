@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import Row, rows
+from benchmarks.measure import Row, most_memory, rows
 from cmapkd.files import write_json
 
 DISTINCT = 64  # pictures; the files are these in turns
@@ -192,12 +192,6 @@ def child(*words: str) -> dict[str, Any]:
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(told.splitlines()[-1])
     return found
-
-
-def most_memory() -> int:
-    """The most that this process had at once [bytes]; `ru_maxrss` would count the memory of the one that started it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(line.split()[1])
 
 
 def processor_seconds(usage: resource.struct_rusage) -> float:

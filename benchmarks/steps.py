@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Row, in_turns, rows
+from benchmarks.measure import Row, in_turns, most_memory, rows
 from benchmarks.setting import METHODS, Setting, live, make
 from cmapkd.config.training import TrainingConfig
 from cmapkd.costs import flops
@@ -150,10 +149,10 @@ def _one(file: str, results: str, run: str) -> None:
 
     start_process_group()
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_memory()
     setting = Setting(Path(file), make_plan(load_experiment(Path(file))), Path(results))
     Trained(setting.stage(run).settings, setting)()
-    sys.stdout.write(str(round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)))
+    sys.stdout.write(str(round((most_memory() - before) / 1e6, 1)))
 
 
 if __name__ == "__main__":

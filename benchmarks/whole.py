@@ -25,7 +25,7 @@ def whole(home: Path) -> list[Row]:
     trainings = sum(stage.get("summary", {}).get("seconds", 0.0) for stage in stages) / 60
     spans = [span for path in home.rglob("*.json") if (span := _span(path)) is not None]
     busy = union(spans) / 60
-    seeds = len({stage["settings"].get("seed") for stage in stages if stage["settings"].get("teacher")})
+    seeds = len({path.stem for path in home.glob("metrics/*/*.json")})
     each = busy / max(1, seeds)
     return [
         Row(GROUP, f"sum of {len(stages)} stages of training", trainings, trainings, trainings, "minutes"),
