@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -123,9 +124,19 @@ def paths_in(content: Any) -> list[str]:
 
 
 def build(
-    out: Path, definition: str, *, wheels: Path | None = None, mirror: str = "", fakeroot: bool = False, tested: bool = True
+    out: Path,
+    definition: str,
+    *,
+    base: Path | None = None,
+    wheels: Path | None = None,
+    mirror: str = "",
+    fakeroot: bool = False,
+    tested: bool = True,
 ) -> str:
     """Build the image of this checkout and write ``<out>.sha256`` beside it.
+
+    Args:
+        base: folder or image with a bare Debian 12, in place of what the definition begins from.
 
     Returns:
         Its digest, ``sha256:<hex>``.
@@ -133,9 +144,13 @@ def build(
     Raises:
         UserError: no Apptainer, no such definition, or a build that fails.
     """
-    command, environment = build_command(out, definition, wheels=wheels, mirror=mirror, fakeroot=fakeroot, tested=tested)
+    command, environment = build_command(
+        out, definition, base=base, wheels=wheels, mirror=mirror, fakeroot=fakeroot, tested=tested
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(command[-2])
+    if base is not None:
+        Path(command[-1]).write_text(on_base((_ROOT / DEFINITIONS[definition]).read_text(), base))
     try:
         done = subprocess.run(command, cwd=_ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL)
         if done.returncode:
@@ -145,13 +160,22 @@ def build(
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+        if base is not None:
+            Path(command[-1]).unlink(missing_ok=True)
     digest = sha256_of(out)
     write_atomic(out.with_name(f"{out.name}.sha256"), f"{digest}  {out.name}\n")
     return f"sha256:{digest}"
 
 
 def build_command(
-    out: Path, definition: str, *, wheels: Path | None = None, mirror: str = "", fakeroot: bool = False, tested: bool = True
+    out: Path,
+    definition: str,
+    *,
+    base: Path | None = None,
+    wheels: Path | None = None,
+    mirror: str = "",
+    fakeroot: bool = False,
+    tested: bool = True,
 ) -> tuple[list[str], dict[str, str]]:
     """The command that builds the image into a temporary file (its last argument but one), and variables that it needs."""
     if definition not in DEFINITIONS:
@@ -161,15 +185,26 @@ def build_command(
     commit, dirty = code_version()
     epoch = _commit_time()
     values = {"EPOCH": epoch, "COMMIT": f"{commit}{'-dirty' if dirty is True else ''}"}
-    if definition == "cpu":
-        values["MIRROR"] = mirror or _apt_mirror()
+    if base is not None and not base.exists():
+        raise UserError(key="base", value=str(base), reason="is not there", fix="name a folder or an image of Debian 12")
+    if definition == "cpu" and base is None:
+        values["MIRROR"] = mirror or apt_mirror()
     options = ["--force", f"--mksquashfs-args={COMPRESSION}", *(["--fakeroot"] if fakeroot else [])]
     options += [] if tested else ["--notest"]
     options += [f"--build-arg={name}={value}" for name, value in values.items()]
     options += ["--bind", f"{wheels.resolve()}:/mnt:ro"] if wheels else []
     temporary = out.resolve().with_name(f".{out.name}.part")
     # Times in the file system of the image, too.
-    return [_program(), "build", *options, str(temporary), DEFINITIONS[definition]], {"SOURCE_DATE_EPOCH": epoch}
+    text = DEFINITIONS[definition] if base is None else str(temporary.with_suffix(".def"))
+    return [_program(), "build", *options, str(temporary), text], {"SOURCE_DATE_EPOCH": epoch}
+
+
+def on_base(definition: str, base: Path) -> str:
+    """The text of a definition that begins from a local root file system or image."""
+    lines = definition.splitlines()
+    headers = [number for number, line in enumerate(lines) if re.match(r"(Bootstrap|From|OSVersion|MirrorURL|Include):", line)]
+    kept = [line for number, line in enumerate(lines) if number not in headers]
+    return "\n".join([*kept[: headers[0]], "Bootstrap: localimage", f"From: {base.resolve()}", *kept[headers[0] :]]) + "\n"
 
 
 def check(image: Path) -> list[str]:
@@ -229,7 +264,7 @@ def _commit_time() -> str:
         return str(_EARLIEST)
 
 
-def _apt_mirror() -> str:
+def apt_mirror() -> str:
     """Where apt has Debian's packages from."""
     try:
         told = subprocess.run(

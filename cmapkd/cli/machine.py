@@ -36,6 +36,7 @@ def selfcheck(
 def image_build(
     out: Annotated[Path, typer.Option(help="where the image goes")] = Path("containers/cmapkd.sif"),
     definition: Annotated[str, typer.Option(help="`cluster`: base from a registry; `cpu`: from Debian's packages")] = "cluster",
+    base: Annotated[Path | None, typer.Option(help="folder or image with a bare Debian 12 to begin from")] = None,
     wheels: Annotated[Path | None, typer.Option(help="folder of wheels, in place of the package index")] = None,
     mirror: Annotated[str, typer.Option(help="of Debian packages, for `cpu`; none: the one that apt uses here")] = "",
     fakeroot: Annotated[bool, typer.Option("--fakeroot", help="build without being root")] = False,
@@ -44,7 +45,7 @@ def image_build(
     """Build the image from the checkout; its digest is written beside it."""
     from cmapkd import image
 
-    made = image.build(out, definition, wheels=wheels, mirror=mirror, fakeroot=fakeroot, tested=tested)
+    made = image.build(out, definition, base=base, wheels=wheels, mirror=mirror, fakeroot=fakeroot, tested=tested)
     typer.echo(f"{out}: {made}")
 
 

@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cmapkd.image import apt_mirror
+
 if __package__:
     from .old_libc import relink
     from .slurm import Unavailable
@@ -130,10 +132,15 @@ def build(out: Path, wheels: Path | None = None) -> None:
     """
     command = [sys.executable, "-m", "cmapkd", "image", "build", "--definition", "cpu", "--out", str(out)]
     command += ["--wheels", str(wheels)] if wheels else []
+    base = out.with_name("base")
     if missing_capabilities():
+        # In a namespace Apptainer watches its own debootstrap and never stops, which takes a processor for the whole build.
+        _run("debootstrap", "--variant=minbase", "bookworm", str(base), apt_mirror())
+        command += ["--base", str(base)]
         command = [sys.executable, str(Path(__file__)), "in-namespace", *command]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "APPTAINER_TMPDIR": str(out.parent)}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, errors="replace")
+    shutil.rmtree(base, ignore_errors=True)
     if done.returncode:
         raise RuntimeError(f"the image was not built:\n{(done.stdout + done.stderr)[-4000:]}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,30 @@ def test_the_command_that_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not any("MIRROR" in word for word in command)
     with pytest.raises(UserError, match="cluster, cpu"):
         image.build_command(tmp_path / "x.sif", "gpu")
+
+
+def test_a_definition_on_a_base_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(UserError, match="is not there"):
+        image.build_command(tmp_path / "x.sif", "cpu", base=tmp_path / "none")
+    seen: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        seen.append(Path(command[-1]).read_text())
+        Path(command[-2]).write_bytes(b"image")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(image, "code_version", lambda: ("c0ffee", False))
+    monkeypatch.setattr(image, "_commit_time", lambda: "1700000000")
+    monkeypatch.setattr(image.subprocess, "run", run)
+    for definition in image.DEFINITIONS:
+        image.build(tmp_path / "x.sif", definition, base=tmp_path)
+        headers, _, rest = seen.pop().partition("%arguments")
+        assert [line for line in headers.splitlines() if line and line[0] != "#"] == [
+            "Bootstrap: localimage", f"From: {tmp_path}",
+        ]  # fmt: skip
+        assert rest == (REPOSITORY / image.DEFINITIONS[definition]).read_text().partition("%arguments")[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.sif", "x.sif.sha256"]
 
 
 def test_a_damaged_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
