@@ -136,6 +136,8 @@ def build(out: Path, wheels: Path | None = None) -> None:
     if missing_capabilities():
         # In a namespace Apptainer watches its own debootstrap and never stops, which takes a processor for the whole build.
         _run("debootstrap", "--variant=minbase", "bookworm", str(base), apt_mirror())
+        for node in (base / "dev").iterdir():  # nobody may make devices there; Apptainer brings its own
+            shutil.rmtree(node) if node.is_dir() and not node.is_symlink() else node.unlink()
         command += ["--base", str(base)]
         command = [sys.executable, str(Path(__file__)), "in-namespace", *command]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "APPTAINER_TMPDIR": str(out.parent)}
