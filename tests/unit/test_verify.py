@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_results import Tree, edit_json, edit_yaml, experiment_of, write_paper, write_tree
+from breakages import BREAKAGES, metric_value, missing_stage, shard, table_value
+from synthetic_results import Tree, edit_json, experiment_of, write_paper, write_tree
 from typer.testing import CliRunner
 
 from cmapkd.cli import app
@@ -115,179 +116,7 @@ def test_an_edit_that_reruns_one_method_passes(tree: Tree) -> None:
 # ---- what is broken is found ----------------------------------------------------------------------------------------------
 
 
-def _replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
-def _metric_value(tree: Tree) -> tuple[Path, str]:
-    path = tree.metric_file("KD")
-    edit_json(path, lambda content: content["metrics"]["efficiency"].update(image_parameters=7))
-    return path, "says"
-
-
-def _truncated_arrays(tree: Tree) -> tuple[Path, str]:
-    path = tree.metric_file("KD").with_suffix(".npz")
-    path.write_bytes(path.read_bytes()[:-10])
-    return path, "one of the two was changed"
-
-
-def _missing_metrics(tree: Tree) -> tuple[Path, str]:
-    path = tree.metric_file("KD")
-    path.unlink()
-    return path, "is missing"
-
-
-def _table_value(tree: Tree) -> tuple[Path, str]:
-    path = tree.context.paper / "table2.json"
-    edit_json(path, lambda content: content["cells"]["KD"]["i2t_r1"].update(value=99.5))
-    return path, "value is 99.5, its parents give"
-
-
-def _table_text(tree: Tree) -> tuple[Path, str]:
-    path = tree.context.paper / "table1.json"
-    edit_json(path, lambda content: content["texts"]["progressive/fine"]["trains"].update(text="everything"))
-    return path, "its parents give"
-
-
-def _printed_number(tree: Tree) -> tuple[Path, str]:
-    path = tree.context.paper / "table2.tex"
-    value = read_json(tree.context.paper / "table2.json")["cells"]["KD"]["i2t_r1"]["value"]
-    _replace(path, f"{value:.1f}", f"{value + 1:.1f}")
-    return path, "made again it is"
-
-
-def _macro(tree: Tree) -> tuple[Path, str]:
-    path = tree.context.paper / "numbers.tex"
-    _replace(path, "{KD}{i2t_r1}{", "{KD}{i2t_r1}{9")
-    return path, "made again it is"
-
-
-def _document(tree: Tree) -> tuple[Path, str]:
-    path = tree.context.paper / "paper.tex"
-    _replace(path, "One seed", "Nine seeds")
-    return path, "Nine seeds"
-
-
-def _no_parents(tree: Tree) -> tuple[Path, str]:
-    path = tree.context.paper / "table2.json"
-    edit_json(path, lambda content: content["cells"]["KD"]["i2t_r1"].update(parents=[]))
-    return path, "a number without a parent"
-
-
-def _lost_cell(tree: Tree) -> tuple[Path, str]:
-    path = tree.context.paper / "table2.json"
-    edit_json(path, lambda content: content["cells"]["KD"].pop("t2i_r1"))
-    return path, "lacks a cell that its parents give"
-
-
-def _two_data(tree: Tree) -> tuple[Path, str]:
-    path = tree.metric_file("KD")
-    edit_json(path, lambda content: content["provenance"].update(data_digests={"emoji_scenes": "beef" * 16}))
-    return path, "runs of different data in one table"
-
-
-def _trained_on_other_data(tree: Tree) -> tuple[Path, str]:
-    path = tree.stage("KD")
-    edit_json(path, lambda content: content["provenance"].update(data_digests={"emoji_scenes": "beef" * 16}))
-    return path, "runs of different data in one table"
-
-
-def _two_codes(tree: Tree) -> tuple[Path, str]:
-    path = tree.stage("w/o ALSN (uniform)")
-    edit_json(path, lambda content: content.update(code="0123456789abcdef"))
-    return path, "was trained by other code of cmapkd than"
-
-
-def _two_evaluations(tree: Tree) -> tuple[Path, str]:
-    path = tree.metric_file("w/o ALSN (uniform)")
-    edit_json(path, lambda content: content["provenance"].update(evaluation_code="0123456789abcdef"))
-    return path, "was evaluated by other code of cmapkd than"
-
-
-def _missing_stage(tree: Tree) -> tuple[Path, str]:
-    path = tree.stage("KD")
-    path.unlink()
-    return path, "a training that numbers rest on is gone"
-
-
-def _missing_teacher_pyramid(tree: Tree) -> tuple[Path, str]:
-    (directory,) = (tree.home / "stages").glob("teacher-pyramid-*")
-    shutil.rmtree(directory)
-    return directory / "stage.json", "is gone"
-
-
-def _settings(tree: Tree) -> tuple[Path, str]:
-    path = tree.stage("KD")
-    edit_json(path, lambda content: content["settings"].update(seed=1))
-    return path, "its settings are not those that its address was made from"
-
-
-def _weights(tree: Tree) -> tuple[Path, str]:
-    path = tree.stage("KD").parent / "model" / "open_clip_model.safetensors"
-    path.write_bytes(b"other weights")
-    return path, "has SHA-256"
-
-
-def _student(tree: Tree) -> tuple[Path, str]:
-    path = tree.home / "runs" / "KD" / "0" / "student" / "open_clip_model.safetensors"
-    path.write_bytes(b"other weights")
-    return path, "has SHA-256"
-
-
-def _trained_again(tree: Tree) -> tuple[Path, str]:
-    edit_json(tree.stage("KD"), lambda content: content["provenance"].update(started="2025-01-01T00:00:00+00:00"))
-    return tree.metric_file("KD"), "was measured on another training of"
-
-
-def _shard(tree: Tree) -> tuple[Path, str]:
-    path = tree.home / "data" / "emoji_scenes" / "train" / "000000.tar"
-    raw = bytearray(path.read_bytes())
-    raw[10] ^= 1
-    path.write_bytes(bytes(raw))
-    return path, "manifest.json says"
-
-
-def _classes(tree: Tree) -> tuple[Path, str]:
-    directory = tree.home / "data" / "emoji_scenes"
-    edit_json(directory / "classes.json", lambda content: content["classes"].append("cow"))
-    return directory / "manifest.json", "one of the two files was changed"
-
-
-def _stranger(tree: Tree) -> tuple[Path, str]:
-    path = tree.home / "metrics" / "KD" / "7.json"
-    shutil.copy(tree.metric_file("KD"), path)
-    edit_json(path, lambda content: content.update(seed=7))
-    return path, "that is no run and seed of this experiment"
-
-
-def _double(tree: Tree) -> tuple[Path, str]:
-    path = tree.home / "metrics" / "Copy" / "0.json"
-    path.parent.mkdir()
-    shutil.copy(tree.metric_file("KD"), path)
-    return path, f"so does {tree.metric_file('KD')}"
-
-
-def _other_evaluation(tree: Tree) -> tuple[Path, str]:
-    edit_yaml(tree.file, lambda content: content["evaluation"]["vqa"].update(epochs=9))
-    return tree.metric_file("KD"), "was evaluated with other settings"
-
-
-def _other_schedule(tree: Tree) -> tuple[Path, str]:
-    edit_yaml(tree.file, lambda content: content["schedules"]["standard"][0].update(lr=0.5))
-    return tree.metric_file("KD"), "but the experiment's are"
-
-
-@pytest.mark.parametrize(
-    "breaks",
-    [
-        _metric_value, _truncated_arrays, _missing_metrics, _table_value, _table_text, _printed_number, _macro, _document,
-        _no_parents, _lost_cell, _two_data, _trained_on_other_data, _two_codes, _two_evaluations, _missing_stage,
-        _missing_teacher_pyramid, _settings, _weights, _student, _trained_again, _shard, _classes, _stranger, _double,
-        _other_evaluation, _other_schedule,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("breaks", BREAKAGES)
 def test_what_is_broken_is_named(tree: Tree, breaks: Callable[[Tree], tuple[Path, str]]) -> None:
     path, reason = breaks(tree)
     found = verify(tree.home)
@@ -313,7 +142,7 @@ def test_files_of_another_form_are_problems_not_tracebacks(tree: Tree, value: An
 
 
 def test_the_cells_of_a_changed_parent_are_named(tree: Tree) -> None:
-    path, _ = _metric_value(tree)
+    path, _ = metric_value(tree)
     problems = [problem for problem in verify(tree.home).problems if problem.file == str(path)]
     cells = [cell for problem in problems for cell in problem.cells]
     assert "table2 / KD / i2t_r1" in cells
@@ -325,7 +154,7 @@ def test_the_cells_of_a_changed_parent_are_named(tree: Tree) -> None:
 def test_several_problems_are_all_listed_and_the_command_fails(tree: Tree) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["verify", str(tree.home)]).exit_code == 0
-    paths = [breaks(tree)[0] for breaks in (_table_value, _shard, _missing_stage)]
+    paths = [breaks(tree)[0] for breaks in (table_value, shard, missing_stage)]
     done = runner.invoke(app, ["verify", str(tree.home / "paper")])
     assert done.exit_code == 1
     for path in paths:
@@ -333,7 +162,7 @@ def test_several_problems_are_all_listed_and_the_command_fails(tree: Tree) -> No
 
 
 def test_shards_are_hashed_unless_told_otherwise(tree: Tree) -> None:
-    _shard(tree)
+    shard(tree)
     found = verify(tree.home, deep=False)
     assert found.problems == []
     assert "were not hashed" in " ".join(found.notes)
