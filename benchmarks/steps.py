@@ -113,7 +113,7 @@ def _product() -> Callable[[], None]:
 
 
 def pyramid(config: Path, folder: Path, setting: Setting, turns: int) -> list[Row]:
-    """(g) What a step of CMAPKD costs by levels, channels and batch, with the teacher's pyramid from the cache."""
+    """(g) What a step of CMAPKD costs by levels, channels, smoothing and batch, with the teacher's pyramid from the cache."""
     start_process_group()
     settings = dict(setting.stage("CMAPKD").settings)
     visual, language = ["P2", "P3", "P4", "P5"], ["L1", "L2", "L3", "L4"]
@@ -124,12 +124,15 @@ def pyramid(config: Path, folder: Path, setting: Setting, turns: int) -> list[Ro
     for batch in (64, 256):
         training = {**settings["training"], "global_batch": batch}
         actions[f"batch {batch}"] = Trained({**settings, "training": training}, setting)
-    for channels in (32, 128):
+    own = setting.plan.experiment.pyramid.model_dump()
+    changes = {f"{channels} channels": {"channels": channels, "text_channels": channels} for channels in (32, 128)}
+    changes |= {f"{kind} smoothing": {"smoothing": kind} for kind in ("dense", "low-rank", "separable")}
+    for label, change in changes.items():
         runs = {"CMAPKD": {"method": "cmapkd", "schedule": "progressive", "teacher_pyramid": "random"}}
-        sizes = {"channels": channels, "text_channels": channels, "smoothing": "depthwise", "heads": 4}
         paper = {"tables": [], "figures": []}
-        other = make(config, folder, like=setting, name=f"bench-{channels}", pyramid=sizes, runs=runs, paper=paper)
-        actions[f"{channels} channels"] = Trained(other.stage("CMAPKD").settings, other)
+        name = f"bench-{label.replace(' ', '-')}"
+        other = make(config, folder, like=setting, name=name, pyramid={**own, **change}, runs=runs, paper=paper)
+        actions[label] = Trained(other.stage("CMAPKD").settings, other)
     return rows("g. pyramid", in_turns(actions, turns), "as configured", amount=STEPS)
 
 
