@@ -116,7 +116,7 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
     """Content of ``config/deepspeed/<name>.json``.
 
     Raises:
-        UserError: no such file, or a ZeRO stage that is not supported.
+        UserError: no such file, or no such ZeRO stage.
     """
     known = {file.stem: file for file in (CONFIG / "deepspeed").glob("*.json")}
     if name not in known:
@@ -124,13 +124,12 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
         raise UserError(key="training.deepspeed", value=name, reason=reason, fix=nearest(name, list(known)))
     content = dict(json.loads(known[name].read_text()))
     stage = content.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2):
+    if stage not in (0, 1, 2, 3):
         raise UserError(
             key=f"config/deepspeed/{name}.json: zero_optimization.stage",
             value=stage,
-            reason="is not supported: ZeRO 3 gives parameters back only to the module that owns them, while it is called, and "
-            "CLIP's projections and a model's taps use them outside of that (the backward pass then finds empty weights)",
-            fix="use 0, 1 or 2; a student of this size and its optimiser fit on one GPU",
+            reason="is no stage of ZeRO",
+            fix="use 0, 1, 2 or 3",
         )
     return content
 
@@ -155,6 +154,8 @@ def make_plan(experiment: ExperimentConfig) -> Plan:
             fix=f"use a multiple of {cut}, fewer ranks, or another file of config/deepspeed",
         )
     _check_tokenizers(experiment)
+    if deepspeed.get("zero_optimization", {}).get("stage") == 3:
+        _check_whole_weights(experiment)
     # Ranks, workers, logging and checkpoints do not change what is computed; they stay out of the address, and so does how the
     # batch is cut (`uncut`). Retries do when one happens, and `stage.json` then tells: with an address of its own, every
     # training would be lost to a precaution.
@@ -194,6 +195,18 @@ def _check_tokenizers(experiment: ExperimentConfig) -> None:
             return
         models.append((name, content))
     configs.check_tokenizers(*models)
+
+
+def _check_whole_weights(experiment: ExperimentConfig) -> None:
+    for name, method in experiment.runs.items():
+        if isinstance(method, CMAPKDConfig) and method.policy == "alsn" and method.alsn.objective == "task":
+            raise UserError(
+                key=f"runs.{name}.alsn.objective",
+                value="task",
+                reason=f"takes a step with all weights of the student at once, and with training.deepspeed = "
+                f"{experiment.training.deepspeed!r} (ZeRO 3) no rank has them",
+                fix="use a file of config/deepspeed with ZeRO 0, 1 or 2",
+            )
 
 
 def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:

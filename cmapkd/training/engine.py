@@ -21,7 +21,7 @@ from torch import Tensor
 from cmapkd.config.schedules import StageConfig
 from cmapkd.data.taught import restored
 from cmapkd.objectives.base import TeacherOutputs, Terms
-from cmapkd.training import distributed
+from cmapkd.training import distributed, zero3
 from cmapkd.training.launch import die_with_parent, keep_freed_memory
 from cmapkd.training.stages import Distillation, Teacher
 
@@ -108,7 +108,7 @@ class Engine:
         deepspeed = _import_deepspeed()
         self.stage, self.training, self.steps, self.device = stage, training, steps, device
         self.accumulation = accumulation or int(deepspeed_config.get("gradient_accumulation_steps", 1))
-        self.zero_stage = int(deepspeed_config.get("zero_optimization", {}).get("stage", 0))
+        self.zero_stage = zero3.stage_of(deepspeed_config)
         self.barrier_minutes = barrier_minutes
         world = distributed.world_size()
         config = {
@@ -124,12 +124,15 @@ class Engine:
         for parameter in self._scalars:
             parameter.data = parameter.data.reshape(1)
         groups = parameter_groups(module, stage, training["weight_decay"])
+        gathered = zero3.spread(module.model)
         # Fused: one pass over parameter, gradient and moments, where each operation alone would be one.
         optimizer = torch.optim.AdamW(groups, betas=tuple(training["betas"]), eps=training["eps"], fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=config, dist_init_required=False
         )
         _clip_by_norm(self.engine)
+        if self.zero_stage == zero3.STAGE:
+            zero3.keep_the_rest(self.engine, gathered)
         if world == 1 and self.zero_stage == 0 and not (self.engine.fp16_enabled() or self.engine.bfloat16_enabled()):
             _average_nothing(self.engine)
         self.module: Distillation = self.engine.module
@@ -156,6 +159,8 @@ class Engine:
         kept = {name: value.to(self.device, non_blocking=True) for name, value in batch.get("taught", {}).items()}
         whole = self.accumulation == 1
         terms = self._whole(images, tokens, kept) if whole else self._accumulated(images, tokens, kept)
+        if self.zero_stage == zero3.STAGE:
+            zero3.gather_kept(self.engine)
         norm = self.engine.get_global_grad_norm()
         self.grad_norm = float(norm) if norm is not None else 0.0
         # In fp16 an overflow is normal: DeepSpeed leaves the step out and lowers its loss scale.
@@ -184,7 +189,7 @@ class Engine:
         with torch.no_grad():
             for number, (chunk, more) in enumerate(zip(chunks, ahead, strict=True)):
                 states.append(self._random_state())
-                collected.append(self.module.represent(*chunk, teach(number), more))
+                collected.append(self.engine(*chunk, teach(number), more, combine=False))
         after = self._random_state()
         leaves = {name: torch.cat([part[name] for part in collected]).requires_grad_() for name in collected[0]}
         terms = self.module.objective.combine(leaves)
@@ -247,13 +252,17 @@ class Engine:
             if not scale.requires_grad or scale.numel() == 0 or float(scale.detach()) <= MAX_LOGIT_SCALE:
                 continue
             scale.clamp_(max=MAX_LOGIT_SCALE)
-            if hasattr(scale, "_hp_mapping"):  # ZeRO and bf16 keep an fp32 master copy
+            if self.zero_stage == zero3.STAGE:
+                zero3.part(self.engine.optimizer, scale)[1].clamp_(max=MAX_LOGIT_SCALE)
+            elif hasattr(scale, "_hp_mapping"):  # ZeRO and bf16 keep an fp32 master copy
                 from deepspeed.utils import safe_set_full_fp32_param
 
                 safe_set_full_fp32_param(scale, torch.full_like(scale, MAX_LOGIT_SCALE, dtype=torch.float32))
 
-    def restore_shapes(self) -> None:
-        """Give 0-dimensional parameters their shape back, for saving: the end of training."""
+    def make_whole(self) -> None:
+        """Give 0-dimensional parameters their shape back, and spread ones their values, for saving: the end of training."""
+        if self.zero_stage == zero3.STAGE:
+            zero3.make_whole(self.engine)
         for parameter in self._scalars:
             parameter.data = parameter.data.reshape(())
 

@@ -26,7 +26,7 @@ from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json
 from cmapkd.plan import Stage, deepspeed_settings, uncut
 from cmapkd.provenance import Start
-from cmapkd.training import checkpoints, distributed, teacher_cache
+from cmapkd.training import checkpoints, distributed, teacher_cache, zero3
 from cmapkd.training import failures as kinds
 from cmapkd.training.compiled import compile_towers, is_compiled
 from cmapkd.training.engine import Engine, start_process_group
@@ -207,7 +207,9 @@ def _prepare(run: _Run) -> Prepared:
     prepared = prepare(run.stage.settings, run.results / "stages")
     if run.options.activation_checkpointing and not prepared.module.checkpoint_activations() and distributed.rank() == 0:
         log.info("%s: activations are kept, as its blocks cannot be computed again", run.stage.label)
-    if run.options.compile and (why := compile_towers(prepared.module, prepared.teacher, run.device.type)):
+    if run.options.compile and zero3.stage_of(run.deepspeed) == zero3.STAGE:
+        log.warning("%s: not compiled, with ZeRO 3 the weights of a block come and go", run.stage.label)
+    elif run.options.compile and (why := compile_towers(prepared.module, prepared.teacher, run.device.type)):
         log.warning("%s: not compiled, %s", run.stage.label, why)
     return prepared
 
@@ -318,7 +320,7 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
         raise
     finally:
         written.abandon()  # a rank that failed alone does not wait for the others
-    engine.restore_shapes()
+    engine.make_whole()
     if retries.taken:
         summary["nan_retries"] = retries.taken
     if run.halvings.taken:

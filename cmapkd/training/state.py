@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cmapkd.training import distributed
+from cmapkd.training import distributed, zero3
 from cmapkd.training.engine import Engine
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
@@ -54,13 +54,15 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
     """The pieces of parameters that this rank optimises, in the order of the module."""
     wrapper = engine.engine.optimizer
     masters: dict[Tensor, Tensor] = {}
-    if hasattr(wrapper, "fp16_groups"):  # half precision without ZeRO: each parameter has a master of its own
+    if hasattr(wrapper, "fp32_groups"):  # half precision without ZeRO: each parameter has a master of its own
         for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
             masters.update(zip(low, high, strict=True))
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2: this rank's part of one flat buffer per group, or none
+        if engine.zero_stage == zero3.STAGE:
+            yield Fragment(name, *zero3.part(wrapper, parameter))
+        elif hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2: this rank's part of one flat buffer per group, or none
             mapping = parameter._hp_mapping
             if mapping is not None:
                 owner = base_optimizer(engine).param_groups[mapping.param_group_index]["params"][0]
@@ -140,9 +142,12 @@ def read(engine: Engine, paths: list[Path], numbers: dict[str, Any], same_ranks:
                 fragment.weight.view(-1).copy_(found)
                 for kind in MOMENTS:
                     fragment.moment(optimizer, kind).copy_(pieces.read(kind, fragment.name, fragment.start, length))
-            for name, parameter in engine.module.named_parameters():
+            whole = [] if engine.zero_stage == zero3.STAGE else list(engine.module.named_parameters())
+            for name, parameter in whole:
                 if parameter.requires_grad:  # what the model computes with: whole on each rank, in its own precision
                     parameter.view(-1).copy_(pieces.read(WEIGHT, name, 0, parameter.numel()))
+            if engine.zero_stage == zero3.STAGE:
+                zero3.take_over(engine.engine)
             mine = files[distributed.rank() if same_ranks else 0]
             for name, value in _buffers(engine):
                 value.copy_(mine.get_tensor(_key("buffer", name)))
@@ -160,12 +165,12 @@ def read(engine: Engine, paths: list[Path], numbers: dict[str, Any], same_ranks:
 def _make_moments(engine: Engine, steps: float) -> None:
     """AdamW makes its moments at the first step; here they are needed before."""
     optimizer = base_optimizer(engine)
-    for group in optimizer.param_groups:
-        for owner in group["params"]:
-            state = optimizer.state[owner]
-            for kind in MOMENTS:
-                state.setdefault(kind, torch.zeros_like(owner, memory_format=torch.preserve_format))
-            state["step"] = torch.tensor(steps, dtype=torch.float32, device=owner.device)  # where a fused step wants it
+    spread = engine.engine.optimizer.fp32_partitioned_groups_flat if engine.zero_stage == zero3.STAGE else []
+    for owner in (*spread, *(owner for group in optimizer.param_groups for owner in group["params"])):
+        state = optimizer.state[owner]
+        for kind in MOMENTS:
+            state.setdefault(kind, torch.zeros_like(owner, memory_format=torch.preserve_format))
+        state["step"] = torch.tensor(steps, dtype=torch.float32, device=owner.device)  # where a fused step wants it
     link = getattr(engine.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()

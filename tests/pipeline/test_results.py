@@ -87,15 +87,29 @@ def test_two_builds_of_the_data_are_byte_identical(finished: Checkout, tmp_path:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_two_ranks_train_what_one_rank_trains(finished: Checkout, tmp_path: Path) -> None:
-    """The same stage by torchrun on two gloo ranks: DeepSpeed, gathers and data cuts together."""
+def zero_experiment(checkout: Checkout, zero: int) -> Path:
+    """The smoke experiment in a stage of ZeRO, which changes no address and so none of its results."""
+    settings = json.loads((checkout.root / "config/deepspeed/fp32.json").read_text())
+    settings["zero_optimization"]["stage"] = zero
+    (checkout.root / f"config/deepspeed/fp32-zero{zero}.json").write_text(json.dumps(settings))
+    path = checkout.root / f"config/zero{zero}.yaml"
+    path.write_text(f"extends: smoke.yaml\nname: smoke\ntraining: {{deepspeed: fp32-zero{zero}}}\n")
+    return path
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_two_ranks_train_what_one_rank_trains(zero: int, finished: Checkout, tmp_path: Path) -> None:
+    """The same stage by torchrun on two gloo ranks: DeepSpeed, gathers and data cuts together, in every stage of ZeRO."""
     from safetensors.numpy import load_file
 
+    experiment = zero_experiment(finished, zero)
     stage = next(path for path in (finished.home / "stages").iterdir() if path.name.startswith("coarse-"))
     results = tmp_path / "results"
     shutil.copytree(finished.home, results / "smoke", ignore=shutil.ignore_patterns("coarse-*", "paper", "contact"))
-    finished.cmapkd("train", stage.name, "--ranks", "2", "--threads", "1", "--results", str(results))
+    options = ["--ranks", "2", "--threads", "1", "--results", str(results), "--experiment", str(experiment)]
+    finished.run(sys.executable, "-m", "cmapkd", "train", stage.name, *options)
     again = results / "smoke/stages" / stage.name
+    assert json.loads((again / "stage.json").read_text())["summary"]["cut"] == {"ranks": 2, "zero": zero, "accumulation": 1}
     for name in ("model/open_clip_model.safetensors", "objective.safetensors"):
         one, two = load_file(stage / name), load_file(again / name)
         assert one.keys() == two.keys()

@@ -247,10 +247,18 @@ def test_a_run_is_found_by_its_directory() -> None:
     assert "CMAPKD/2" in caught.value.fix
 
 
-def test_a_zero_stage_that_is_not_supported_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_zero_stage_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "deepspeed").mkdir()
-    (tmp_path / "deepspeed" / "three.json").write_text('{"zero_optimization": {"stage": 3}}')
+    (tmp_path / "deepspeed" / "four.json").write_text('{"zero_optimization": {"stage": 4}}')
     monkeypatch.setattr("cmapkd.plan.CONFIG", tmp_path)
-    with pytest.raises(UserError, match=r"three\.json: zero_optimization\.stage = 3: is not supported") as refused:
-        deepspeed_settings("three")
-    assert "use 0, 1 or 2" in str(refused.value)
+    with pytest.raises(UserError, match=r"four\.json: zero_optimization\.stage = 4: is no stage of ZeRO") as refused:
+        deepspeed_settings("four")
+    assert "use 0, 1, 2 or 3" in str(refused.value)
+
+
+def test_looking_ahead_needs_all_weights_on_each_rank() -> None:
+    training = {"global_batch": 32, "deepspeed": "bf16-zero3"}
+    assert plan(training=training).runs
+    runs = {"Ahead": {"method": "cmapkd", "alsn": {"objective": "task"}}}
+    with pytest.raises(UserError, match=r"runs\.Ahead\.alsn\.objective = 'task'.*ZeRO 3"):
+        plan(training=training, runs=runs)

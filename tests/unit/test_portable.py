@@ -18,10 +18,11 @@ from cmapkd.training.state import fragments
 
 BATCH, STEPS = 8, 4
 OF = tiny.stage(policy="alsn")
-FP32 = {0: {"zero_optimization": {"stage": 0}}, 1: {"zero_optimization": {"stage": 1}}, 2: {"zero_optimization": {"stage": 2}}}
+FP32: dict[int, dict[str, Any]] = {stage: {"zero_optimization": {"stage": stage}} for stage in range(4)}
 CASES: dict[str, dict[str, Any]] = {
     **{f"fp32, ZeRO {stage}": config for stage, config in FP32.items()},
     "bf16, ZeRO 1": {**FP32[1], "bf16": {"enabled": True}},
+    "bf16, ZeRO 3": {**FP32[3], "bf16": {"enabled": True}},
     "fp16, ZeRO 2": {**FP32[2], "fp16": {"enabled": True, "initial_scale_power": 4, "loss_scale_window": 2}},
 }
 # From one cut to another: ranks, ZeRO stage and micro-batches of the first part, then of the second.
@@ -32,6 +33,8 @@ CHANGES: dict[str, tuple[Cut, Cut]] = {
     "two ranks of ZeRO 1 to one without": ((2, 1, 1), (1, 0, 1)),
     "two ranks of ZeRO 2 to one of ZeRO 1": ((2, 2, 1), (1, 1, 1)),
     "one rank without to two of ZeRO 2": ((1, 0, 1), (2, 2, 1)),
+    "two ranks of ZeRO 3 to one without": ((2, 3, 1), (1, 0, 1)),
+    "one rank without to two of ZeRO 3, smaller micro-batches": ((1, 0, 1), (2, 3, 2)),
     "another ZeRO stage and micro-batch on two ranks": ((2, 1, 1), (2, 2, 2)),
     "half the micro-batch on one rank": ((1, 0, 1), (1, 0, 2)),
 }
@@ -66,6 +69,7 @@ def steps(of: Engine, first: int, last: int) -> list[float]:
 
 
 def weights(of: Engine) -> dict[str, Tensor]:
+    of.make_whole()
     return {name: value.detach().clone() for name, value in of.module.state_dict().items()}
 
 
@@ -187,7 +191,7 @@ def test_with_zero_each_rank_holds_a_part(ranks: tuple[Path, dict[str, Any]]) ->
     held = [ranks[1][f"2-{rank}"]["held"] for rank in range(2)]
     total = sum(p.numel() for p in tiny.setup("cmapkd", OF)[0].parameters() if p.requires_grad)
     assert held[0][0] == held[1][0] == total
-    for stage in (1, 2):
+    for stage in (1, 2, 3):
         assert held[0][stage] + held[1][stage] == total
         assert max(held[0][stage], held[1][stage]) < 0.6 * total
 
