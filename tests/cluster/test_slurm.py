@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -18,23 +16,10 @@ from cmapkd.launch import node_names
 from cmapkd.plan import make_plan
 
 from ..pipeline.conftest import FINISHED, Checkout
-from .conftest import SUBMITTING
+from .conftest import LAB, SMALL, THREADS, Run
 from .slurm import Cluster
 
 pytestmark = pytest.mark.cluster
-
-# What this lab differs in from a site: jobs of seconds, so it is asked often, and stages that follow each other are one job.
-LAB = [
-    "--slurm-init-seconds-before-status-checks", "4", "--seconds-between-status-checks", "4", "--latency-wait", "10",
-    "--slurm-keep-successful-logs", "--jobs", "4", "--groups", "train=stages", "teacher=teacher",
-]  # fmt: skip
-# A group asks for the sum of what its jobs ask for: with the profile's hours and gigabytes it would fit no node of the lab.
-SMALL = [
-    "--set-resources", "teacher:mem_mb=3000", "teacher:runtime=30", "train:mem_mb=3000", "train:runtime=30",
-    "evaluate:mem_mb=3000", "evaluate:runtime=30", "data_build:runtime=30",
-]  # fmt: skip
-# As many threads as a local run of `--cores 2` gives each rule, for equal sums.
-THREADS = ["--set-threads", "teacher=1", "train=1", "evaluate=2", "data_build=1"]
 
 
 def state(cluster: Cluster, job: str) -> str:
@@ -46,37 +31,6 @@ def wait_for(cluster: Cluster, job: str, wanted: str, seconds: float = 60) -> No
     while state(cluster, job) != wanted:
         assert time.monotonic() < end, f"job {job} is {state(cluster, job)}, not {wanted}\n{cluster.logs()}"
         time.sleep(0.2)
-
-
-@pytest.fixture(scope="module")
-def prepared(cluster: Cluster, checkout: Checkout) -> Checkout:
-    """The checkout with the profile that `cmapkd site` wrote for this cluster."""
-    checkout.run(sys.executable, "-m", "cmapkd", "site")
-    return checkout
-
-
-@pytest.fixture(scope="module")
-def run_on_slurm(prepared: Checkout) -> tuple[Checkout, list[str]]:
-    """The experiment, complete, and what `cmapkd status` said meanwhile."""
-    said: list[str] = []
-    log = prepared.root / "driver.log"
-    with log.open("w") as file:
-        command = ["snakemake", *SUBMITTING, *LAB, *SMALL, *THREADS]
-        process = subprocess.Popen(
-            command, cwd=prepared.root, env=prepared.environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(10)
-                if (prepared.home / "experiment.yaml").is_file():
-                    said.append(prepared.cmapkd("status").stdout)
-        finally:
-            process.terminate()
-            process.wait()
-    if process.returncode:
-        slurm_logs = "\n".join(path.read_text()[-2000:] for path in prepared.root.glob(".snakemake/slurm_logs/*/**/*.log"))
-        pytest.fail(f"snakemake ended with {process.returncode}:\n{log.read_text()[-6000:]}\n{slurm_logs[-6000:]}")
-    return prepared, said
 
 
 def test_the_site_is_found_out_and_written(prepared: Checkout) -> None:
@@ -107,12 +61,12 @@ def test_a_job_is_requeued_for_one_of_a_higher_partition(cluster: Cluster) -> No
     wait_for(cluster, low, "COMPLETED")
 
 
-def test_the_experiment_runs_to_its_tables(run_on_slurm: tuple[Checkout, list[str]]) -> None:
-    checkout, _ = run_on_slurm
+def test_the_experiment_runs_to_its_tables(run_on_slurm: Run) -> None:
+    checkout = run_on_slurm.checkout
     for name in ("table1", "table2", "table3", "table4", "table5", "levels"):
         assert (checkout.home / f"paper/{name}.tex").is_file()
     assert (checkout.home / "paper/paper.tex").is_file()
-    submitted = re.findall(r"has been submitted with SLURM jobid (\d+)", (checkout.root / "driver.log").read_text())
+    submitted = re.findall(r"has been submitted with SLURM jobid (\d+)", run_on_slurm.log.read_text())
     rules = {path.parent.parent.name for path in checkout.root.glob(".snakemake/slurm_logs/*/*/*.log")}
     assert {"rule_data_build", "rule_evaluate", "group_teacher_teacher"} <= {*rules, *_groups(checkout)}
     assert len(submitted) == len(set(submitted)), "a job was run twice"
@@ -122,19 +76,19 @@ def _groups(checkout: Checkout) -> set[str]:
     return {path.parent.name for path in checkout.root.glob(".snakemake/slurm_logs/group_*/*.log")}
 
 
-def test_jobs_see_the_gpus_that_they_asked_for(cluster: Cluster, run_on_slurm: tuple[Checkout, list[str]]) -> None:
+def test_jobs_see_the_gpus_that_they_asked_for(cluster: Cluster, run_on_slurm: Run) -> None:
     jobs = [line.split("|") for line in cluster.run("squeue", "-h", "-t", "all", "-o", "%k|%b|%Z").splitlines()]
-    of = {comment: gres for comment, gres, folder in jobs if folder == str(run_on_slurm[0].root)}  # not other tests' jobs
+    of = {comment: gres for comment, gres, folder in jobs if folder == str(run_on_slurm.checkout.root)}  # not other tests' jobs
     assert len(of) > 3
     for comment, gres in of.items():
         wanted = "N/A" if comment.startswith("rule_data_build") else "gres:gpu:1"
         assert gres == wanted, comment
 
 
-def test_numbers_are_those_of_a_local_run(run_on_slurm: tuple[Checkout, list[str]]) -> None:
+def test_numbers_are_those_of_a_local_run(run_on_slurm: Run) -> None:
     if not FINISHED:
         pytest.skip("no local run in this session: `pytest tests/pipeline tests/cluster` makes one")
-    checkout, _ = run_on_slurm
+    checkout = run_on_slurm.checkout
     compared = 0
     for path in sorted(FINISHED[0].glob("metrics/*/*.json")):
         there = numbers(json.loads(path.read_text())["metrics"])
@@ -151,8 +105,8 @@ def numbers(metrics: Any, name: str = "") -> dict[str, Any]:
     return {} if "latency" in name or name.endswith("/device") else {name: metrics}
 
 
-def test_status_told_of_jobs_while_they_ran(run_on_slurm: tuple[Checkout, list[str]]) -> None:
-    checkout, said = run_on_slurm
+def test_status_told_of_jobs_while_they_ran(run_on_slurm: Run) -> None:
+    checkout, said = run_on_slurm.checkout, run_on_slurm.said
     assert any(re.search(r"running \S+/0: SLURM job \d+, running, [\d:]+, n[12]", text) for text in said), said
     assert any("after teacher-" in text for text in said)
     assert checkout.cmapkd("status").stdout.splitlines() == [
@@ -160,11 +114,11 @@ def test_status_told_of_jobs_while_they_ran(run_on_slurm: tuple[Checkout, list[s
     ]  # fmt: skip
 
 
-def test_a_training_over_two_nodes_is_that_of_one(run_on_slurm: tuple[Checkout, list[str]]) -> None:
+def test_a_training_over_two_nodes_is_that_of_one(run_on_slurm: Run) -> None:
     """Two ranks, one on each node: one mpi job, `srun`, `torchrun` and DeepSpeed between the nodes."""
     from safetensors.numpy import load_file
 
-    checkout, _ = run_on_slurm
+    checkout = run_on_slurm.checkout
     content = yaml.safe_load((checkout.root / "config/smoke.yaml").read_text())
     content["name"], content["training"]["ranks"] = "two", 2
     experiment = checkout.root / "config/two.yaml"
@@ -176,9 +130,12 @@ def test_a_training_over_two_nodes_is_that_of_one(run_on_slurm: tuple[Checkout, 
     (home / "data").symlink_to(checkout.home / "data")
     options = ["--default-resources", "ranks_per_node=1", "gpu_request=gres=gpu:{n}", "mem_mb=2000", "runtime=20"]
     options += ["--allowed-rules", "train", "--configfile", str(experiment)]
-    checkout.run("snakemake", f"results/two/stages/{address}/stage.json", *SUBMITTING, *LAB[:6], *SMALL, *THREADS, *options)
+    checkout.run(
+        "snakemake", f"results/two/stages/{address}/stage.json", *run_on_slurm.submitting, *LAB[:6], *SMALL, *THREADS, *options
+    )
     stage = json.loads((home / "stages" / address / "stage.json").read_text())
-    assert stage["provenance"], stage
+    assert stage["summary"]["cut"]["ranks"] == 2
+    assert (stage["provenance"]["image_digest"] is None) == (run_on_slurm.image is None)
     for name in ("model/open_clip_model.safetensors",):
         one, two = (load_file(base / "stages" / address / name) for base in (checkout.home, home))
         assert one.keys() == two.keys()

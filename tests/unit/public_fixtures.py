@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cmapkd.data.shards import write_dataset
+from cmapkd.data.sources import build_source
+from cmapkd.data.split import Split
+
 CAPTIONS = ["A dog runs.", "Un café à Zürich ✓", "two people ", "  on a\tbench", "犬が走る"]
 
 
@@ -174,3 +178,19 @@ def imagenet(root: Path, classes: int = 4, each: int = 3) -> Path:
             name = f"ILSVRC2012_val_{place * each + number:08d}.JPEG"
             write(root / "val" / SYNSETS[10 * place] / name, jpeg(10 * place + number))
     return root
+
+
+def source(kind: type, root: Path, **keys: Any) -> Any:
+    """The source of a kind's configuration, in ``root``."""
+    return build_source(kind(root=str(root), **keys), root / "cache")
+
+
+def build(kind: type, root: Path, out: Path, **keys: Any) -> dict[str, Any]:
+    """Write the shards of a source; returns their manifest."""
+    return write_dataset(source(kind, root, **keys), out, dataset="data")
+
+
+def read(out: Path, split: str) -> list[Any]:
+    """All samples of a split."""
+    samples = Split(out, split)
+    return [samples.read(index) for index in range(len(samples))]
