@@ -77,31 +77,43 @@ def _file(module: str) -> Path | None:
     return None
 
 
-def _parse(module: str) -> ast.Module:
+def _source(module: str) -> str:
     path = _file(module)
     if path is None:
         raise ValueError(f"{module} is no module of this package")
-    return ast.parse(path.read_text(), filename=str(path))
+    return path.read_text()
 
 
 @cache
 def _imports(module: str) -> tuple[str, ...]:
     """Modules of this package that ``module`` imports, anywhere in it; packages above them count, as Python runs them too."""
-    found: set[str] = set()
-    for node in ast.walk(_parse(module)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    own = {name for name in found if name.split(".")[0] == "cmapkd" and _file(name) is not None}
+    own = {name for name in _imported(_source(module)) if name.split(".")[0] == "cmapkd" and _file(name) is not None}
     parents = {".".join(name.split(".")[:depth]) for name in own for depth in range(2, name.count(".") + 1)}
     return tuple(sorted((own | parents) - {"cmapkd"}))
 
 
 @cache
 def _syntax(module: str) -> str:
-    tree = _parse(module)
+    return _dumped(_source(module))
+
+
+@cache
+def _imported(source: str) -> frozenset[str]:
+    """All names that a source imports, or that may be modules in what it imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
+
+
+@cache
+def _dumped(source: str) -> str:
+    """The syntax tree of a source without its docstrings."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body

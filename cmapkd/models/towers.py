@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,12 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
 def tokenizer_of(name: str) -> Any:
     """open_clip's tokenizer for a model name; truncation keeps the end-of-text token."""
+    return _tokenizer(name, json.dumps(open_clip.get_model_config(name), sort_keys=True))
+
+
+@cache
+def _tokenizer(name: str, config: str) -> Any:
+    """One for each name and architecture: reading the vocabulary takes a tenth of a second."""
     return open_clip.get_tokenizer(name)
 
 

@@ -111,12 +111,15 @@ class Engine:
         self.zero_stage = zero3.stage_of(deepspeed_config)
         self.barrier_minutes = barrier_minutes
         world = distributed.world_size()
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         config = {
             **deepspeed_config,
             "gradient_accumulation_steps": self.accumulation,
             "train_batch_size": training["global_batch"],
             "train_micro_batch_size_per_gpu": training["global_batch"] // (world * self.accumulation),
             "zero_allow_untested_optimizer": True,
+            # Of gradients that are sent together: all of them, where DeepSpeed would set two gigabytes aside.
+            "zero_optimization": {"reduce_bucket_size": trained, **deepspeed_config.get("zero_optimization", {})},
             "steps_per_print": 10**9,
         }
         # DeepSpeed broadcasts parameters as bytes, and a 0-dimensional one has no such view.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from ranks import run_ranks
 from torch import Tensor
 
 from cmapkd.training import distributed
@@ -102,27 +100,21 @@ def trained(case: str, rank: int, ranks: int, accumulation: int) -> tuple[dict[s
     return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}, losses
 
 
-def _worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank), LOCAL_SIZE=str(RANKS))
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=RANKS)
-    results = {}
+def on_two_ranks(folder: Path) -> dict[str, Any]:
+    rank, results = distributed.rank(), {}
     for case in CASES:
         loss, parts, gradients = loss_and_gradients(case, rank, RANKS)
         mean = {name: distributed.mean_over_ranks(value) for name, value in gradients.items()}
         logged = {name: distributed.mean_over_ranks(value) for name, value in parts.items()}
         results[case] = (distributed.mean_over_ranks(loss), logged, mean)
     weights = {case: {cut: trained(case, rank, RANKS, cut) for cut in (1, 2)} for case in THROUGH_DEEPSPEED}
-    torch.save({"gradients": results, "weights": weights}, folder / f"rank-{rank}.pt")
-    dist.destroy_process_group()
+    return {"gradients": results, "weights": weights}
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two gloo processes computed: averaged losses, parts and gradients, and weights after some steps."""
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(_worker, args=(folder,), nprocs=RANKS)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return run_ranks(on_two_ranks, RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -22,7 +22,6 @@ FP32: dict[int, dict[str, Any]] = {stage: {"zero_optimization": {"stage": stage}
 CASES: dict[str, dict[str, Any]] = {
     **{f"fp32, ZeRO {stage}": config for stage, config in FP32.items()},
     "bf16, ZeRO 1": {**FP32[1], "bf16": {"enabled": True}},
-    "bf16, ZeRO 3": {**FP32[3], "bf16": {"enabled": True}},
     "fp16, ZeRO 2": {**FP32[2], "fp16": {"enabled": True, "initial_scale_power": 4, "loss_scale_window": 2}},
 }
 # From one cut to another: ranks, ZeRO stage and micro-batches of the first part, then of the second.
