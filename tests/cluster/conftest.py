@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,32 +70,58 @@ def cluster_checkout(target: Path) -> Checkout:
     return made
 
 
-@pytest.fixture(scope="session")
-def image_or_reason() -> Iterator[Path | str]:
-    """An image of the lock, built here or named by CMAPKD_TEST_IMAGE; or why there is none."""
-    given = os.environ.get("CMAPKD_TEST_IMAGE")
-    if not given and os.environ.get("CMAPKD_BUILD_IMAGE") != "1":
-        yield "an image takes 3 GB of downloads: CMAPKD_BUILD_IMAGE=1 builds one, CMAPKD_TEST_IMAGE names one"
-        return
-    folder = Path(tempfile.mkdtemp(prefix="cmapkd-image-"))
-    try:
+class ImageBuild:
+    """Builds the image, or says why there can be none, while other tests run."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="cmapkd-image-"))
+        self._made = ThreadPoolExecutor(1).submit(self._build)
+
+    def _build(self) -> Path | str:
         try:
             apptainer.install()
-            made: Path | str = Path(given).resolve() if given else _build_image(folder)
+            if given := os.environ.get("CMAPKD_TEST_IMAGE"):
+                return Path(given).resolve()
+            if shutil.disk_usage(self.folder).free < GIGABYTES * 1e9:
+                return f"building the image takes {GIGABYTES} GB of disk below {self.folder.parent} for a moment"
+            wheels = apptainer.fetch_wheels(self.folder / "wheels")
         except Unavailable as reason:
-            made = str(reason)
-        yield made
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            return str(reason)
+        apptainer.build(self.folder / "cmapkd.sif", wheels)
+        shutil.rmtree(self.folder / "wheels", ignore_errors=True)
+        return self.folder / "cmapkd.sif"
+
+    def wait(self) -> Path | str:
+        """The image, or the reason; raises if the build failed."""
+        return self._made.result()
+
+    def remove(self) -> None:
+        wait([self._made])
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _build_image(folder: Path) -> Path:
-    if shutil.disk_usage(folder).free < GIGABYTES * 1e9:
-        raise Unavailable(f"building the image takes {GIGABYTES} GB of disk below {folder.parent} for a moment")
-    wheels = apptainer.fetch_wheels(folder / "wheels")
-    apptainer.build(folder / "cmapkd.sif", wheels)
-    shutil.rmtree(folder / "wheels", ignore_errors=True)
-    return folder / "cmapkd.sif"
+_BUILDS: list[ImageBuild] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The build is begun with the first test of the session, whichever that is: it takes one of the processors for minutes."""
+    wanted = os.environ.get("CMAPKD_TEST_IMAGE") or os.environ.get("CMAPKD_BUILD_IMAGE") == "1"
+    needed = any("image_or_reason" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and needed and not session.config.option.collectonly:
+        _BUILDS.append(ImageBuild())
+
+
+def pytest_sessionfinish() -> None:
+    for build in _BUILDS:
+        build.remove()
+
+
+@pytest.fixture(scope="session")
+def image_or_reason() -> Path | str:
+    """An image of the lock, built here or named by CMAPKD_TEST_IMAGE; or why there is none."""
+    if not _BUILDS:
+        return "an image takes 3 GB of downloads: CMAPKD_BUILD_IMAGE=1 builds one, CMAPKD_TEST_IMAGE names one"
+    return _BUILDS[0].wait()
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ def test_the_image_says_what_it_was_made_from(image: Path) -> None:
 
 
 def test_the_image_can_do_the_work(image: Path, tmp_path: Path) -> None:
-    command = ["apptainer", "exec", "--cleanenv", "--no-home", "--pwd", "/", str(image)]
-    command += ["cmapkd", "selfcheck", "--require", "tex"]
+    """Its own `%test`, which the build leaves to this."""
+    command = ["apptainer", "test", "--cleanenv", "--no-home", "--pwd", "/", str(image)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     states = {line.split()[1]: line.split()[0] for line in done.stdout.splitlines()}
