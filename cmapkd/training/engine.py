@@ -269,6 +269,12 @@ class Engine:
         for parameter in self._scalars:
             parameter.data = parameter.data.reshape(())
 
+    def close(self) -> None:
+        """Let go of what DeepSpeed keeps in hooks and globally: another engine in this process has the memory of this one."""
+        self.engine.destroy()
+        if self.zero_stage == zero3.STAGE:
+            zero3.forget(self.module)
+
 
 def _clip_by_norm(engine: Any) -> None:
     """In plain fp32 DeepSpeed clips by the gradients' norm and forgets it; with ZeRO or half precision it is kept.

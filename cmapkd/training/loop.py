@@ -315,12 +315,13 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
             waiting = time.perf_counter()
         with writing(run.directory / "log.jsonl", f"the checkpoint of step {run.last_saved()} is whole"):
             summary = written.close(finished=True)
+        engine.make_whole()
     except NotFinite:  # on all ranks alike
         written.close(finished=False)
         raise
     finally:
         written.abandon()  # a rank that failed alone does not wait for the others
-    engine.make_whole()
+        engine.close()
     if retries.taken:
         summary["nan_retries"] = retries.taken
     if run.halvings.taken:

@@ -100,3 +100,11 @@ def make_whole(engine: Any) -> None:
     engine.optimizer.parameter_offload.destroy()
     for module in engine.module.modules():
         module._parameters = dict(module._parameters)
+
+
+def forget(module: nn.Module) -> None:
+    """Take a module out of DeepSpeed's list of those that are being called, where the outermost one stays for ever."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    own = set(module.modules())
+    parameter_offload.FWD_MODULE_STACK[:] = [other for other in parameter_offload.FWD_MODULE_STACK if other not in own]

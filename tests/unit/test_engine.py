@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -251,3 +253,29 @@ def test_bf16_with_partitioned_optimiser_states() -> None:
         losses.append(float(terms.total.detach()))
         assert float(engine.module.model.model.logit_scale.detach()) <= MAX_LOGIT_SCALE + 0.02
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("zero", "fails"), [*((zero, False) for zero in range(4)), *((zero, True) for zero in range(3))])
+def test_the_memory_of_an_engine_is_free_after_it(zero: int, fails: bool) -> None:
+    """Another attempt in the same process needs it, above all after there was too little (then with a single rank, for which
+    nobody takes ZeRO 3: several end together)."""
+
+    def used() -> weakref.ref[Any]:
+        of = tiny.stage()
+        module, teacher = tiny.setup("kd", of)
+        shared = {**tiny.TRAINING, "global_batch": 4}
+        made = Engine(module, teacher, of, shared, {"zero_optimization": {"stage": zero}}, 2, torch.device("cpu"))
+        made.step(batch(4), 0)
+        if fails:
+            module.model.model.visual.transformer.resblocks[2].mlp.register_forward_hook(out_of_memory)
+            with pytest.raises(torch.OutOfMemoryError):
+                made.step(batch(4), 1)
+        made.close()
+        return weakref.ref(made.engine.optimizer)
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("as on a GPU")
+
+    left = used()
+    gc.collect()
+    assert left() is None
