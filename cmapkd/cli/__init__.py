@@ -152,6 +152,7 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
+    from cmapkd.training.launch import leave_rank
     from cmapkd.training.loop import train_stage
 
     home, options = results / plan.experiment.name, plan.experiment.training
@@ -161,6 +162,7 @@ def train(
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise SystemExit(EXIT) from None  # an unfinished job, not a failed one
+    leave_rank()
 
 
 @app.command("weights")

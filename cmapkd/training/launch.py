@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -45,6 +46,19 @@ def run_ranks(ranks: int, arguments: list[str], checkpoints: Path, oom_retries: 
     if code and (asked or failures.was_stopped(checkpoints)):
         return EXIT
     return 2 if code and failures.left_by_user(checkpoints) else code  # as the command line ends with a user's error
+
+
+def leave_rank() -> None:
+    """End this process at once if it is a rank of `torchrun`, with success: its work is done and on the disk.
+
+    What libraries do when an interpreter ends (threads of a process group, say) can abort a rank, and torchrun then ends all
+    ranks with a failure.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:

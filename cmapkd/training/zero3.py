@@ -11,6 +11,7 @@ Some of this is DeepSpeed's own interior (of the version in the lock); the tests
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,8 @@ def keep_the_rest(engine: Any, gathered: set[nn.Parameter]) -> None:
         engine: DeepSpeed's, of stage 3.
     """
     logging.getLogger("DeepSpeed").addFilter(_is_news)
+    # DeepSpeed's own calls; their successors are not in the oldest torch that it supports.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     kept = [parameter for parameter in engine.module.parameters() if parameter not in gathered]
     for parameter in engine.module.parameters():
         parameter.ds_persist = parameter.is_external_param = parameter not in gathered

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,3 +162,13 @@ def test_rules_are_told_of_the_site_only_where_a_training_leaves_one_node() -> N
     assert f"PYTHONPATH={Path(__file__).parents[2]}" in words, "`--cleanenv` takes away the one of outside"
     bare = SimpleNamespace(deployment_method=[], apptainer_args="--nv")
     assert "CMAPKD_CONTAINER" not in launch_variables(Site(4, "gres=gpu:{n}"), Layout(2, 4), "image.sif", bare)
+
+
+@pytest.mark.parametrize(("name", "code"), [("TORCHELASTIC_RUN_ID", 0), ("ANOTHER", -6)])
+def test_a_rank_whose_work_is_done_does_not_fail_when_its_interpreter_ends(name: str, code: int) -> None:
+    program = "import atexit, os; atexit.register(os.abort); from cmapkd.training.launch import leave_rank; "
+    program += "print('the last line', end=''); leave_rank()"
+    environment = {**{key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}, name: "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert code or done.stdout == "the last line"
