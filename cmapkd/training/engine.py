@@ -128,6 +128,8 @@ class Engine:
             parameter.data = parameter.data.reshape(1)
         groups = parameter_groups(module, stage, training["weight_decay"])
         gathered = zero3.spread(module.model)
+        if self.zero_stage == zero3.STAGE:
+            zero3.leave_out_warnings()
         # Fused: one pass over parameter, gradient and moments, where each operation alone would be one.
         optimizer = torch.optim.AdamW(groups, betas=tuple(training["betas"]), eps=training["eps"], fused=True)
         self.engine, *_ = deepspeed.initialize(

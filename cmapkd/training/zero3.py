@@ -37,15 +37,19 @@ def spread(model: nn.Module) -> set[nn.Parameter]:
     return found
 
 
+def leave_out_warnings() -> None:
+    """What DeepSpeed says in this stage that concerns none of its users; called before it starts."""
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    # DeepSpeed's own calls; their successors are not in the oldest torch that it supports.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
 def keep_the_rest(engine: Any, gathered: set[nn.Parameter]) -> None:
     """Have each rank keep all parameters but ``gathered`` whole, from now on.
 
     Args:
         engine: DeepSpeed's, of stage 3.
     """
-    logging.getLogger("DeepSpeed").addFilter(_is_news)
-    # DeepSpeed's own calls; their successors are not in the oldest torch that it supports.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     kept = [parameter for parameter in engine.module.parameters() if parameter not in gathered]
     for parameter in engine.module.parameters():
         parameter.ds_persist = parameter.is_external_param = parameter not in gathered
