@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 STAGE = 3
+_LINEAR = nn.functional.linear
 
 
 def stage_of(deepspeed: Mapping[str, Any]) -> int:
@@ -110,8 +111,13 @@ def make_whole(engine: Any) -> None:
 
 
 def forget(module: nn.Module) -> None:
-    """Take a module out of DeepSpeed's list of those that are being called, where the outermost one stays for ever."""
+    """Undo what DeepSpeed does to the whole process in this stage.
+
+    It keeps the outermost module in its list of those that are being called, and puts a linear layer of its own, which has no
+    forward-mode derivative, in the place of torch's.
+    """
     from deepspeed.runtime.zero import parameter_offload
 
     own = set(module.modules())
     parameter_offload.FWD_MODULE_STACK[:] = [other for other in parameter_offload.FWD_MODULE_STACK if other not in own]
+    nn.functional.linear = _LINEAR
