@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from cmapkd.models.towers import Tapped, text_tower
+from cmapkd.training import zero3
 from cmapkd.training.stages import Distillation, Teacher
 
 log = logging.getLogger(__name__)
 
 
-def compile_towers(module: Distillation, teacher: Teacher | None, device: str = "cpu") -> str | None:
+def compile_towers(module: Distillation, teacher: Teacher | None, device: str = "cpu", zero: int = 0) -> str | None:
     """Have the blocks of the student's and the teacher's towers compiled when they are first called.
 
     Returns:
@@ -25,6 +26,8 @@ def compile_towers(module: Distillation, teacher: Teacher | None, device: str = 
     """
     if not module.objective.recomputes:
         return "its blocks are run from outside (prompts, or ALSN that looks ahead)"
+    if zero == zero3.STAGE:
+        return "with ZeRO 3 the weights of a block come and go"
     if (reason := cannot(device)) is not None:
         return reason
     torch._dynamo.config.suppress_errors = True

@@ -207,9 +207,8 @@ def _prepare(run: _Run) -> Prepared:
     prepared = prepare(run.stage.settings, run.results / "stages")
     if run.options.activation_checkpointing and not prepared.module.checkpoint_activations() and distributed.rank() == 0:
         log.info("%s: activations are kept, as its blocks cannot be computed again", run.stage.label)
-    if run.options.compile and zero3.stage_of(run.deepspeed) == zero3.STAGE:
-        log.warning("%s: not compiled, with ZeRO 3 the weights of a block come and go", run.stage.label)
-    elif run.options.compile and (why := compile_towers(prepared.module, prepared.teacher, run.device.type)):
+    where = run.device.type, zero3.stage_of(run.deepspeed)
+    if run.options.compile and (why := compile_towers(prepared.module, prepared.teacher, *where)):
         log.warning("%s: not compiled, %s", run.stage.label, why)
     return prepared
 
@@ -267,8 +266,7 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
         barrier_minutes=options.barrier_minutes,
     )
     engine.lr_share = retries.lr_factor
-    seed = derive_seed(settings["seed"], stage.address, distributed.rank())
-    torch.manual_seed(seed)
+    torch.manual_seed(seed := derive_seed(settings["seed"], stage.address, distributed.rank()))
     start = checkpoints.resume(engine, run.saved, run.origin, seed)
     retried = retries.restarted(start)
     if start and not retried and distributed.rank() == 0:
@@ -327,9 +325,8 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
     if run.halvings.taken:
         summary["oom_retries"] = run.halvings.taken
     summary["cut"] = checkpoints.cut_of(engine)
-    if run.options.compile:
-        summary["compiled"] = is_compiled(engine.module)
-    return summary, stream.bad.report()
+    compiled = {"compiled": is_compiled(engine.module)} if run.options.compile else {}
+    return {**summary, **compiled}, stream.bad.report()
 
 
 def _log(run: _Run, written: TrainingLog, step: int, terms: Any, **scalars: float) -> UserError | None:

@@ -50,6 +50,12 @@ def test_blocks_that_are_run_from_outside_stay_as_they_are(options: dict[str, An
     assert not compiled.is_compiled(module)
 
 
+def test_blocks_whose_weights_come_and_go_stay_as_they_are() -> None:
+    module, teacher = tiny.setup("kd", tiny.stage())
+    assert "ZeRO 3" in str(compiled.compile_towers(module, teacher, zero=3))
+    assert not compiled.is_compiled(module)
+
+
 def test_without_a_compiler_a_stage_trains_as_it_does_without_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
