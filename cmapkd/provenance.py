@@ -5,8 +5,10 @@ Torch-free, and cheap: package versions are read from installed metadata, nothin
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -57,7 +59,7 @@ def collect(
 
     Returns:
         JSON-able dictionary: commit, dirty (true, false or "unknown"), config_digest, data_digests, stages, host,
-        started (UTC, ISO 8601), wall_seconds [s], versions, image_digest, command.
+        started (UTC, ISO 8601), wall_seconds [s], versions, machine, image_digest, command.
     """
     start = start or _PROCESS_START
     commit, dirty = code_version()
@@ -71,6 +73,7 @@ def collect(
         "started": start.utc.isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - start.monotonic, 3),
         "versions": versions(),
+        "machine": machine(),
         "image_digest": os.environ.get("CMAPKD_IMAGE_DIGEST") or None,
         "command": command if command is not None else command_line(),
     }
@@ -90,6 +93,31 @@ def code_version(package: Path | None = None) -> tuple[str, bool | str]:
             return commit, UNKNOWN if status is None else bool(status)
     commit = os.environ.get("CMAPKD_COMMIT", "").strip() or UNKNOWN
     return commit, _truth(os.environ.get("CMAPKD_DIRTY", "")) if commit != UNKNOWN else UNKNOWN
+
+
+def machine() -> dict[str, Any]:
+    """What can change a result by rounding and is no setting: threads, processor, device, versions.
+
+    Torch is not imported for it: a process that computes has imported it already.
+    """
+    torch: Any = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "threads": torch.get_num_threads() if torch is not None else None,
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        **versions(("torch", "open_clip_torch", "deepspeed")),
+    }
+
+
+@functools.cache
+def _processor() -> str:
+    """Model of the processor, by Linux's name for it where there is one."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine() or UNKNOWN
 
 
 def versions(packages: Sequence[str] = KEY_PACKAGES) -> dict[str, str]:
