@@ -1,7 +1,8 @@
 """The chain below a paper, link by link: data sets, training stages, runs, metric files. Every digest is computed again.
 
 data/<dataset>/manifest.json   shards and classes have the digests it names, and it has the digest that everything else names
-stages/<stage>/stage.json      its settings have the digest in its address; its files are those that it names
+stages/<stage>/stage.json      its settings have the digest in its address; its files are those that it names, and its parents'
+                               files are those that it was trained on
 runs/<run>/<seed>/run.json     its stages are those of the experiment, and as they are now; its model is the last one's
 metrics/<run>/<seed>.json      it is of these stages and data, as this experiment evaluates; its arrays are those it names
 """
@@ -66,6 +67,10 @@ def check_chain(
         path = context.metric_file(run_name, seed)
         with findings.reading(path, f"evaluate the run again: {context.recompute(path)}"):
             _compare_stages(context, findings, chain, run_name, seed)
+    for address in chain.stages:
+        path = context.results / "stages" / address / RESULT
+        with findings.reading(path, f"make it again: {context.recompute(path)}"):
+            _check_parents(context, findings, chain, address, path)
     check_strangers(context, findings)
     return chain
 
@@ -182,6 +187,19 @@ def _check_stage(
     for name, expected in record.get("files", {}).items():
         findings.same(directory / name, expected, f"{address}/{RESULT}", fix)
     _check_digests(context, findings, chain, path, record.get("provenance", {}), fix)
+
+
+def _check_parents(context: PaperContext, findings: Findings, chain: Chain, address: str, path: Path) -> None:
+    """A stage was trained on the files that its parents have now."""
+    record = chain.stages[address]
+    for parent in record.get("parents", []):
+        now, then = chain.stages.get(str(parent), {}).get("files"), record.get("rests_on", {}).get(parent)
+        if now is None:
+            continue  # a problem of the parent's own
+        findings.counts["digests"] += 1
+        if then != now:
+            how = "does not say which files of" if then is None else "was trained on other files than are there now of"
+            findings.problem(path, f"{how} {parent}", f"make it again: {context.recompute(path)}")
 
 
 def _check_digests(

@@ -116,16 +116,6 @@ def _cut(path: Path) -> None:
 
 
 FORMS = ('{"step": 3, "origin": "origin", "files": {}}', "", "[]", "null", "1", "{}", '"text"', '{"checksum": 1}', "[" * 99_999)
-    '{"step": 3, "origin": "origin", "files": {}}',
-    "",
-    "[]",
-    "null",
-    "1",
-    "{}",
-    '"text"',
-    '{"checksum": 1}',
-    "[" * 100_000,
-)
 DAMAGE = {
     "a flipped bit": ("rank-00000.safetensors", _flip),
     "cut short": ("rank-00000.safetensors", _cut),
