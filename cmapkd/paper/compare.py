@@ -86,6 +86,7 @@ class Comparison:
     settings: list[tuple[str, str, str]]  # key, value of the first, of the second
     numbers: list[Number]
     curves: tuple[list[Curve], list[Curve]]
+    seeds: int  # whose spread is part of the intervals; 0: intervals are of these trained models alone
     notes: list[str] = field(default_factory=list)
 
 
@@ -154,7 +155,7 @@ def compare(first: Side, second: Side, *, strata: bool = False) -> Comparison:
     sides = ((first, readers[0]), (second, readers[1]))
     numbers = _numbers(sides, notes, strata=strata)
     curves = _curves(first, readers[0]), _curves(second, readers[1])
-    return Comparison(first.shown, second.shown, _settings(first, second), numbers, curves, notes)
+    return Comparison(first.shown, second.shown, _settings(first, second), numbers, curves, len(_shared_seeds(sides)), notes)
 
 
 # ---- configuration --------------------------------------------------------------------------------------------------------
@@ -274,6 +275,12 @@ def _leaves(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         yield keys, float(value)
 
 
+def _shared_seeds(sides: tuple[tuple[Side, Metrics], tuple[Side, Metrics]]) -> tuple[int, ...]:
+    """The seeds of both runs, if they are the same several ones."""
+    ours, theirs = (tuple(side.context.seeds_of(side.run)) for side, _ in sides)
+    return ours if ours == theirs and len(ours) > 1 else ()
+
+
 def _intervals(
     sides: tuple[tuple[Side, Metrics], tuple[Side, Metrics]], measured: list[dict[str, list[float]]], notes: list[str]
 ) -> dict[str, paired.Interval]:
@@ -289,7 +296,7 @@ def _intervals(
             notes.append(f"no intervals for {task} on {split}: its per-query arrays are not in both metric files")
             continue
         try:
-            made = paired.differences(paired.average(parts[0]), paired.average(parts[1]))
+            made = paired.differences(*parts, seeds=bool(_shared_seeds(sides)))
         except ValueError as error:
             notes.append(f"no intervals for {task} on {split}: {error}")
             continue
