@@ -67,8 +67,8 @@ def differences(
         both = mean_sample(drawn[parts])
         sides = (slice(None, len(first)), slice(len(first), None))
         ours, theirs = (Sample(both.value[side], both.draws[:, side]) for side in sides)
-        # Always the positive one, so that the difference of the two the other way round is exactly the negative.
-        turned = ours.value.mean() < theirs.value.mean()
+        # Always the same one, so that the difference of the two the other way round is exactly the negative.
+        turned = ours.value.tolist() < theirs.value.tolist()
         tested = compare(theirs, ours, None, level=LEVEL) if turned else compare(ours, theirs, None, level=LEVEL)
         low, high = (-tested.high, -tested.low) if turned else (tested.low, tested.high)
         found[name] = Interval(-tested.difference if turned else tested.difference, low, high, tested.p)
