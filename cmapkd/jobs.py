@@ -20,7 +20,8 @@ from cmapkd.files import read_json
 from cmapkd.site import Ask, ask
 
 STARTED, TIME_LIMIT, ATTEMPT, NODE = "CMAPKD_STARTED", "CMAPKD_TIME_LIMIT", "CMAPKD_ATTEMPT", "CMAPKD_NODE"
-FORWARDED = (STARTED, TIME_LIMIT, ATTEMPT, NODE)
+JOB = "CMAPKD_JOB"
+FORWARDED = (STARTED, TIME_LIMIT, ATTEMPT, NODE, JOB)
 _SILENT = 120.0  # seconds without a heart beat of a lock, of which there is one every 20
 # Kinds of failures (`cmapkd.training.failures`) that another node may not have: killed from outside, a device that broke.
 _OF_A_NODE = ("ended without a word", "error")
@@ -39,7 +40,7 @@ def variables(attempt: int, environment: Mapping[str, str] = os.environ, asking:
     told = asking(("scontrol", "show", "job", "--oneliner", number)) or ""
     facts = dict(re.findall(r"(\w+)=(\S+)", told))
     restarts = facts.get("Restarts", "0")
-    found = {ATTEMPT: str(attempt + (int(restarts) if restarts.isdigit() else 0))}
+    found = {ATTEMPT: str(attempt + (int(restarts) if restarts.isdigit() else 0)), JOB: number}
     start, end = _seconds(facts.get("StartTime", "")), _seconds(facts.get("EndTime", ""))
     if start is not None and end is not None and facts.get("TimeLimit") != "UNLIMITED" and end > start:
         found |= {STARTED: repr(start), TIME_LIMIT: f"{(end - start) / 60:g}"}

@@ -344,6 +344,18 @@ def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
     return f"trap '' TERM USR1; {lines}"
 
 
+def outlast_slurm(submits: bool) -> None:
+    """Have jobs submitted by an executor that waits for a SLURM that fails for a while; without effect for other executors.
+
+    Args:
+        submits: whether this Snakemake may submit jobs; one that runs a single job of another Snakemake does not.
+    """
+    if submits:
+        from cmapkd.slurm.executor import install  # jobs do without
+
+        install()
+
+
 def say_who_works_here(main: bool) -> None:
     """Say more than Snakemake does where it will refuse to start because its folder is locked."""
     if (
