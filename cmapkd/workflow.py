@@ -325,8 +325,18 @@ def enter_image(image: str, home: str, folders: list[str | Path], experiment: Ex
     return [str(record)]
 
 
+# In a job, the log of an attempt before is renamed and not overwritten: `a.log` becomes `a.attempt-1.log`. A function takes the
+# place of `tee`, to which every rule gives its log as the last argument, so that no rule's command changes.
+_KEEP_LOGS = (
+    'tee() {{ local log="${{@: -1}}" n=1; if [ -s "$log" ]; then '
+    'while [ -e "${{log%.log}}.attempt-$n.log" ]; do n=$((n + 1)); done; mv -f "$log" "${{log%.log}}.attempt-$n.log"; fi; '
+    'command tee "$@"; }}; '
+)
+
+
 def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
-    """Shell text in front of a job's command: what the job knows of itself, and patience with signals; nothing elsewhere.
+    """Shell text in front of a job's command: what the job knows of itself, patience with signals, and logs of attempts
+    before that are kept; nothing elsewhere.
 
     Bash and `tee` ignore what asks the command to stop, and end when it has ended; the command heeds it (`cmapkd.jobs`).
 
@@ -341,7 +351,7 @@ def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
     attempt = int(given[0]) if given and given[0].isdigit() else 1
     jobs.outlive_signals()
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
-    return f"trap '' TERM USR1; {lines}"
+    return f"trap '' TERM USR1; {lines}{_KEEP_LOGS}"
 
 
 def outlast_slurm(submits: bool) -> None:
@@ -396,11 +406,32 @@ def exports(plan: Plan, home: str) -> list[str]:
     return [f"{home}/export/{run.directory}" for run in plan.runs if run.name in plan.experiment.export]
 
 
-def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
-    """The last lines of a successful run: where to look."""
-    missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
-    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ ({missing})"
-    what += f" and {home}/paper/manuscript.pdf" if manuscript else ""
-    sys.stderr.write(
-        f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
-    )
+def say_what_was_made(home: str, latex: bool, dag: Any) -> None:
+    """The last lines of a successful run: where to look. Only what was asked for and exists is named.
+
+    Args:
+        home: `results/<experiment>`.
+        latex: whether PDFs can be typeset here.
+        dag: Snakemake's graph of the jobs behind what was asked for.
+    """
+    wanted = {str(path) for job in dag.jobs for path in job.output}
+    asked = [str(path) for job in dag.targetjobs for path in (job.output or job.input)]
+    shown = [path for name in ("paper.pdf", "manuscript.pdf") if (path := f"{home}/paper/{name}") in wanted]
+    if not shown and f"{home}/paper/paper.tex" in asked and not latex:
+        missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
+        shown = [f"{home}/paper/"]
+    else:
+        missing = ""
+        shown = shown or asked
+    there = [path for path in dict.fromkeys(shown) if Path(path).exists()]
+    lines = f"\nDone: {_listed(there)}{f' ({missing})' if missing else ''}\n" if there else ""
+    if (table := f"{home}/paper/table2.json") in wanted and Path(table).is_file():
+        lines += f"A number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
+    sys.stderr.write(lines)
+
+
+def _listed(paths: Sequence[str], most: int = 3) -> str:
+    """Paths for people: ``a``, ``a and b``, or the first few and how many more."""
+    if len(paths) > most:
+        return f"{', '.join(paths[:most])} and {len(paths) - most} more"
+    return " and ".join(filter(None, [", ".join(paths[:-1]), paths[-1]]))

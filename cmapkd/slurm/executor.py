@@ -195,15 +195,17 @@ class Executor(PluginExecutor):  # type: ignore[misc]  # the plugin has no types
                 self._changed.notify_all()
         self._write()
         now = self.next_seconds_between_status_checks
-        self.next_seconds_between_status_checks = usual if settled else min(now + 10, max(usual, _LONGEST_POLL))
+        self.next_seconds_between_status_checks = usual if settled else min(now + usual / 3, max(usual, _LONGEST_POLL))
 
     async def _states(self) -> dict[str, str] | None:
         """State of each job of this workflow by its number; None without an answer."""
         by_sacct = self.get_status_command() == "sacct"
         command = (query_job_status_sacct if by_sacct else query_job_status_squeue)(self.run_uuid)
+        asked = time.monotonic()
         async with self.status_rate_limiter:
             answer, self._words = await asyncio.to_thread(self._ask, shlex.split(command))
         if answer is None:
+            self._silent_since = self._silent_since or asked
             return None
         parts = (line.split("|") for line in answer.splitlines() if "|" in line)
         return {number.strip(): answers.state_of(state) for number, state, *_ in parts}
@@ -214,9 +216,7 @@ class Executor(PluginExecutor):  # type: ignore[misc]  # the plugin has no types
         Raises:
             WorkflowError: SLURM has not answered for too long.
         """
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        waited = now - self._silent_since
+        waited = time.monotonic() - (self._silent_since or 0.0)
         pause = self.patience.pause(self._pauses, waited)
         count = f"{len(active_jobs)} job{'s' if len(active_jobs) > 1 else ''}"
         if pause is None:

@@ -32,4 +32,4 @@ MANUSCRIPT = parts.manuscript_files(PAPER, LATEX, DEPLOYED)
 
 
 onsuccess:
-    parts.say_what_was_made(HOME, LATEX, bool(MANUSCRIPT))
+    parts.say_what_was_made(HOME, LATEX, workflow.dag)
