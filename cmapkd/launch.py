@@ -1,8 +1,9 @@
 """How a training with several ranks starts: on one machine, or on each node of a SLURM job.
 
-One node: ``torchrun --standalone`` at 127.0.0.1, so that no name need resolve. Several: the first call, in the job's allocation, starts itself once on each node with
-``srun``; there it finds its node's place in the variables of the step and starts ``torchrun``, which meets the others at the
-first node. Inside of that, a container if there is one: `srun` and `scontrol` exist only outside.
+One node: ``torchrun --standalone`` at 127.0.0.1, so that no name need resolve. Several: the first call, in the job's
+allocation, starts itself once on each node with ``srun``; there it finds its node's place in the variables of the step and
+starts ``torchrun``, which meets the others at the first node. Inside of that, a container if there is one: `srun` and
+`scontrol` exist only outside.
 
 Environment:
     CMAPKD_RANKS_PER_NODE: ranks on one node (the site's profile); unset or 0: all.

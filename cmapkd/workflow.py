@@ -17,6 +17,7 @@ from cmapkd import drivers, jobs
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
+from cmapkd.done import say_what_was_made as say_what_was_made
 from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
@@ -325,18 +326,8 @@ def enter_image(image: str, home: str, folders: list[str | Path], experiment: Ex
     return [str(record)]
 
 
-# In a job, the log of an attempt before is renamed and not overwritten: `a.log` becomes `a.attempt-1.log`. A function takes the
-# place of `tee`, to which every rule gives its log as the last argument, so that no rule's command changes.
-_KEEP_LOGS = (
-    'tee() {{ local log="${{@: -1}}" n=1; if [ -s "$log" ]; then '
-    'while [ -e "${{log%.log}}.attempt-$n.log" ]; do n=$((n + 1)); done; mv -f "$log" "${{log%.log}}.attempt-$n.log"; fi; '
-    'command tee "$@"; }}; '
-)
-
-
 def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
-    """Shell text in front of a job's command: what the job knows of itself, patience with signals, and logs of attempts
-    before that are kept; nothing elsewhere.
+    """Shell text in front of a job's command: what the job knows of itself, and patience with signals; nothing elsewhere.
 
     Bash and `tee` ignore what asks the command to stop, and end when it has ended; the command heeds it (`cmapkd.jobs`).
 
@@ -346,12 +337,11 @@ def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
     """
     if not remote:
         return ""
-    words = list(sys.argv if arguments is None else arguments)
-    given = words[words.index("--attempt") + 1 :][:1] if "--attempt" in words else []
+    given = jobs.option("--attempt", arguments)
     attempt = int(given[0]) if given and given[0].isdigit() else 1
     jobs.outlive_signals()
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
-    return f"trap '' TERM USR1; {lines}{_KEEP_LOGS}"
+    return f"trap '' TERM USR1; {lines}"
 
 
 def outlast_slurm(submits: bool) -> None:
@@ -404,34 +394,3 @@ def manuscript_files(context: PaperContext, latex: bool, deployed: bool = False)
 def exports(plan: Plan, home: str) -> list[str]:
     """Directories of the students that are exported, each seed a model of its own."""
     return [f"{home}/export/{run.directory}" for run in plan.runs if run.name in plan.experiment.export]
-
-
-def say_what_was_made(home: str, latex: bool, dag: Any) -> None:
-    """The last lines of a successful run: where to look. Only what was asked for and exists is named.
-
-    Args:
-        home: `results/<experiment>`.
-        latex: whether PDFs can be typeset here.
-        dag: Snakemake's graph of the jobs behind what was asked for.
-    """
-    wanted = {str(path) for job in dag.jobs for path in job.output}
-    asked = [str(path) for job in dag.targetjobs for path in (job.output or job.input)]
-    shown = [path for name in ("paper.pdf", "manuscript.pdf") if (path := f"{home}/paper/{name}") in wanted]
-    if not shown and f"{home}/paper/paper.tex" in asked and not latex:
-        missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
-        shown = [f"{home}/paper/"]
-    else:
-        missing = ""
-        shown = shown or asked
-    there = [path for path in dict.fromkeys(shown) if Path(path).exists()]
-    lines = f"\nDone: {_listed(there)}{f' ({missing})' if missing else ''}\n" if there else ""
-    if (table := f"{home}/paper/table2.json") in wanted and Path(table).is_file():
-        lines += f"A number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
-    sys.stderr.write(lines)
-
-
-def _listed(paths: Sequence[str], most: int = 3) -> str:
-    """Paths for people: ``a``, ``a and b``, or the first few and how many more."""
-    if len(paths) > most:
-        return f"{', '.join(paths[:most])} and {len(paths) - most} more"
-    return " and ".join(filter(None, [", ".join(paths[:-1]), paths[-1]]))

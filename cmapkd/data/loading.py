@@ -1,8 +1,8 @@
 """Data loaders whose workers cannot hold a process up for ever.
 
-A worker of torch's DataLoader that gets no shared memory or may not open another file prints a traceback and sends nothing, and
-the loader waits without end. Here, waiting ends after `WAIT` seconds, and the error names what a worker needs and how much of it
-there is.
+A worker of torch's DataLoader that gets no shared memory or may not open another file prints a traceback and sends nothing,
+and the loader waits without end. Here, waiting ends after `WAIT` seconds, and the error names what a worker needs and how much
+of it there is.
 """
 
 from __future__ import annotations
