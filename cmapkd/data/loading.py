@@ -42,7 +42,7 @@ def load(dataset: Dataset[Any], workers: int, key: str, wait: float = WAIT, **op
     loader = DataLoader(dataset, num_workers=workers, timeout=wait if workers else 0, **options)
     try:
         yield from loader
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if not workers or not _is_of_workers(error):
             raise
         silent = bool(_SILENT.search(str(error)))
@@ -74,7 +74,8 @@ def resources() -> str:
 
 
 def _is_of_workers(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in _ERRNO:
+    # A worker that ends while a tensor is taken over from it breaks the connection first.
+    if isinstance(error, ConnectionError | EOFError) or (isinstance(error, OSError) and error.errno in _ERRNO):
         return True
     return bool(_SILENT.search(str(error)) or _LOST.search(str(error)))
 
