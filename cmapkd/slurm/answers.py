@@ -41,7 +41,8 @@ _PASSING = re.compile(
 _LASTING = re.compile(
     r"invalid (?:partition|account|qos|generic|feature|node|job|time|license|reservation|constraint|wckey|option|argument)"
     r"|not allowed|not permitted|permission denied|access(?:/permission)? denied|unrecogni[sz]ed option|unknown option"
-    r"|configuration is not available|more processors requested|command not found|appears to be invalid|limit is invalid|can't be satisfied"
+    r"|configuration is not available|more processors requested|command not found|appears to be invalid|limit is invalid"
+    r"|can't be satisfied"
     r"|violates accounting/qos policy",
     re.IGNORECASE,
 )

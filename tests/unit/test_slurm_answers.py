@@ -33,7 +33,7 @@ PASSING = [
     "sbatch: error: slurm_receive_msg: Connection reset by peer",
 ]
 LASTING = [
-    "sbatch: error: invalid partition specified: q\nsbatch: error: Batch job submission failed: Invalid partition name specified",
+    "sbatch: error: invalid partition specified: q\nsbatch: error: Invalid partition name specified",
     "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
     "sbatch: error: Batch job submission failed: Invalid qos specification",
     "sbatch: error: Batch job submission failed: Invalid generic resource (gres) specification",
