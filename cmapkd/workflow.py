@@ -17,6 +17,7 @@ from cmapkd import drivers, jobs
 from cmapkd.cluster import Layout, Site
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
+from cmapkd.done import say_what_was_made as say_what_was_made
 from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
@@ -336,12 +337,23 @@ def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
     """
     if not remote:
         return ""
-    words = list(sys.argv if arguments is None else arguments)
-    given = words[words.index("--attempt") + 1 :][:1] if "--attempt" in words else []
+    given = jobs.option("--attempt", arguments)
     attempt = int(given[0]) if given and given[0].isdigit() else 1
     jobs.outlive_signals()
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
     return f"trap '' TERM USR1; {lines}"
+
+
+def outlast_slurm(submits: bool) -> None:
+    """Have jobs submitted by an executor that waits for a SLURM that fails for a while; without effect for other executors.
+
+    Args:
+        submits: whether this Snakemake may submit jobs; one that runs a single job of another Snakemake does not.
+    """
+    if submits:
+        from cmapkd.slurm.executor import install  # jobs do without
+
+        install()
 
 
 def say_who_works_here(main: bool) -> None:
@@ -382,13 +394,3 @@ def manuscript_files(context: PaperContext, latex: bool, deployed: bool = False)
 def exports(plan: Plan, home: str) -> list[str]:
     """Directories of the students that are exported, each seed a model of its own."""
     return [f"{home}/export/{run.directory}" for run in plan.runs if run.name in plan.experiment.export]
-
-
-def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
-    """The last lines of a successful run: where to look."""
-    missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
-    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ ({missing})"
-    what += f" and {home}/paper/manuscript.pdf" if manuscript else ""
-    sys.stderr.write(
-        f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
-    )

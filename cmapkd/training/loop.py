@@ -281,7 +281,7 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
         log.info("%s: resumed at step %d of %d", stage.label, start, steps)
     if distributed.rank() == 0:
         with writing(run.saved, f"the checkpoint of step {start} is whole"):
-            run.failures.running(start)
+            run.failures.running(start, steps)
     written = TrainingLog(run.directory, stage.label, steps, start, batch, options.log_every)
     loader = batches(
         stream,

@@ -11,6 +11,7 @@ A shard's file is written when all of it is known, so an interrupted cache goes 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from cmapkd.models import towers
 from cmapkd.plan import Stage
 from cmapkd.provenance import Start, collect
 from cmapkd.training import distributed
+from cmapkd.training.failures import Failures
 from cmapkd.training.results import parents_files
 from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Teacher, load_prompts, load_pyramid
 from cmapkd.training.stopping import Interrupted, Signals
@@ -62,7 +64,11 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
     for turn, (file, samples) in enumerate(shards):
         if turn % distributed.world_size() != distributed.rank() or _whole(directory / file, origin):
             continue
-        arrays = _shard(stream, samples, teacher, settings, device, signals)
+        try:
+            arrays = _shard(stream, samples, teacher, settings, device, signals)
+        except Interrupted as stop:
+            Failures(directory / "checkpoints", origin, stage.label).stopped(turn, str(stop))
+            raise
         with writing(directory / file, "shards before it are whole"):
             (directory / file).parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(directory / file) as temporary:
@@ -88,6 +94,7 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
         "bad_samples": stream.bad.report(),
         "provenance": collect(started, config_digest=digest(settings), data_digests=data),
     }
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     write_json(directory / RESULT, content)
 
 

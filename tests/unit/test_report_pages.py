@@ -371,6 +371,14 @@ def test_of_a_long_log_the_end_is_shown(tmp_path: Path) -> None:
     assert "line 10\n" not in text
     assert f"The last {LONGEST:,} of" in text
     log.write_text("")
+    log.with_name(f"{log.stem}.attempt-1.log").write_text("the first one")
+    log.with_name(f"{log.stem}.attempt-10.log").write_text("the tenth one")
+    log.with_name(f"{log.stem}.attempt-2.log").write_text("the second one")
+    text = render_log_page("A job", log, None)
+    assert [text.index(f"the {which} one") for which in ("tenth", "second", "first")] == sorted(
+        text.index(f"the {which} one") for which in ("tenth", "second", "first")
+    )
+    assert "Attempt 10" in text
     assert "It printed nothing" in render_log_page("A job", log, tmp_path / "missing.jsonl")
 
 

@@ -12,7 +12,7 @@ from cmapkd.cluster import Site, gpu_resources, layout, partition_of, training_r
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
 from cmapkd.fingerprint import fingerprint
-from cmapkd.jobs import exclusion
+from cmapkd.jobs import exclusion, keep_logs
 from cmapkd.plan import make_plan
 from cmapkd.paper.experiment import paper_context
 from cmapkd import workflow as parts

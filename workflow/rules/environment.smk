@@ -24,6 +24,7 @@ shell.prefix(
 )
 
 parts.say_who_works_here(workflow.is_main_process)
+parts.outlast_slurm(workflow.is_main_process)
 
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
 LATEX = DEPLOYED or parts.has_latex()  # the image has it
@@ -31,4 +32,4 @@ MANUSCRIPT = parts.manuscript_files(PAPER, LATEX, DEPLOYED)
 
 
 onsuccess:
-    parts.say_what_was_made(HOME, LATEX, bool(MANUSCRIPT))
+    parts.say_what_was_made(HOME, LATEX, workflow.dag)
