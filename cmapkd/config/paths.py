@@ -50,9 +50,7 @@ def _repository_text(value: str) -> str:
 # Relative to the working directory; to the repository, where "" means none; and to another key, which stays so.
 _SOME = PydanticField(min_length=1)
 PathText = Annotated[str, _SOME, AfterValidator(_path), PlainSerializer(portable_text, return_type=str), PathKey()]
-RepositoryPath = Annotated[
-    str, AfterValidator(_in_repository), PlainSerializer(_repository_text, return_type=str), PathKey()
-]
+RepositoryPath = Annotated[str, AfterValidator(_in_repository), PlainSerializer(_repository_text, return_type=str), PathKey()]
 PathBelow = Annotated[str, _SOME, AfterValidator(_below), PlainSerializer(portable_text, return_type=str), PathKey()]
 WeightsPath = Annotated[str, AfterValidator(_weights), PlainSerializer(portable_text, return_type=str), PathKey("text or path")]
 

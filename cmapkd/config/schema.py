@@ -107,7 +107,9 @@ class StudentConfig(Config):
     """The student's architecture and where its weights start."""
 
     model: str = Field("ViT-B-16", description="an open_clip model name, or the name of a file in `config/models/`")
-    init: WeightsPath = Field("random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`")
+    init: WeightsPath = Field(
+        "random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`"
+    )
 
 
 class ExperimentConfig(Config):

@@ -32,9 +32,9 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from cmapkd.data.packing import HashedTar, ahead
 from cmapkd.config.paths import path_keys
 from cmapkd.config.sources import SourceConfig
+from cmapkd.data.packing import HashedTar, ahead
 from cmapkd.data.sample import Sample
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path, digest, read_json, sha256_of, write_atomic, write_json
