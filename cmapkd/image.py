@@ -135,12 +135,16 @@ def enter(
     Args:
         digest: of the image, for provenance.
         folders: that jobs need; those that do not exist are left out. The working directory is there anyway.
-        caches: variable -> folder that exists, with the same content inside as outside.
+        caches: variable -> folder, made if it is not there, with the same content inside as outside.
         environment: changed; that of this process, which calls Apptainer.
 
     Raises:
-        UserError: a name that Apptainer would take apart.
+        UserError: a cache that cannot be made, or a name that Apptainer would take apart.
     """
+    for name, folder in caches.items():
+        if not folder.is_dir() and (why := make_folder(folder)):
+            fix = f"export {name}=<a folder that you can write to, and that the nodes of jobs see>"
+            raise UserError(key=name, value=str(folder), reason=f"this folder of a cache cannot be made: {why}", fix=fix)
     if ":" in str(Path.cwd()):
         reason = "holds ':', and such a folder cannot be the home of a container"
         raise UserError(key="working directory", value=str(Path.cwd()), reason=reason, fix="rename or move the folder")

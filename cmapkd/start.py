@@ -81,24 +81,11 @@ def enter_image(
 
 
 def caches_of_jobs() -> dict[str, Path]:
-    """Folders of downloads and of what programs keep, by the variables that name them; made if they are not there.
+    """Folders of downloads and of what programs keep, by the variables that name them.
 
-    Raises:
-        UserError: one that a variable names, or that of downloads, cannot be made.
+    Where the home folder cannot be written to, programs keep theirs with the downloads, which the user can put elsewhere.
     """
-    downloads = cache()
-    if not downloads.is_dir() and (reason := make_folder(downloads)):
-        given = bool(os.environ.get("CMAPKD_CACHE"))
-        raise UserError(
-            key="CMAPKD_CACHE",
-            value=os.environ["CMAPKD_CACHE"] if given else "~/.cache/cmapkd" if not os.environ.get("XDG_CACHE_HOME") else None,
-            reason=f"the folder of downloads cannot be made: {reason}",
-            fix="export CMAPKD_CACHE=<a folder that you can write to, and that the nodes of jobs see>",
-        )
-    programs = user_cache()
-    if reason := make_folder(programs):
-        if os.environ.get("XDG_CACHE_HOME"):
-            fix = "export XDG_CACHE_HOME=<a folder that you can write to>, or unset it"
-            raise UserError(key="XDG_CACHE_HOME", value=os.environ["XDG_CACHE_HOME"], reason=f"is unusable: {reason}", fix=fix)
-        programs = downloads  # the home folder cannot be written to, which is no reason to stop
+    downloads, programs = cache(), user_cache()
+    if not os.environ.get("XDG_CACHE_HOME") and make_folder(programs):
+        programs = downloads
     return {"CMAPKD_CACHE": downloads, "XDG_CACHE_HOME": programs}
