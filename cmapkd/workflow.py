@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cmapkd import drivers, jobs
 from cmapkd.cluster import Layout, Site
+from cmapkd.config.load import effective_text
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
@@ -47,8 +46,7 @@ def config_directory(files: Sequence[str | Path]) -> Path | None:
 
 def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:
     """Keep the experiment with its results, every default written out; an unchanged file is left untouched."""
-    text = "# Written by the workflow: the experiment with all defaults and overrides.\n"
-    text += yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = effective_text(experiment.model_dump(mode="json"))
     path = Path(path)
     if not path.is_file() or path.read_text() != text:
         write_atomic(path, text)

@@ -141,6 +141,12 @@ def parse_experiment(
         raise _explain(error, origin) from None
 
 
+def effective_text(content: Mapping[str, Any]) -> str:
+    """The file that is kept with results: an experiment's keys with every default written out."""
+    text = "# Written by the workflow: the experiment with all defaults and overrides.\n"
+    return text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice: the first of two runs of one name would vanish without a word."""
 
