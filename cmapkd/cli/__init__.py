@@ -343,7 +343,8 @@ def config_check(file: Path) -> None:
     made = plan_of(file)
     check_weights(made.experiment)
     if missing := missing_folders(made.experiment):
-        typer.echo(f"note: {len(missing)} folders of data are not there, and are needed before the data are built:", err=True)
+        count = "1 folder of data is" if len(missing) == 1 else f"{len(missing)} folders of data are"
+        typer.echo(f"note: {count} not there, but needed before the workflow starts:", err=True)
         for key, path in missing:
             typer.echo(f"  {tell_missing(key, path)}", err=True)
     typer.echo(f"{file}: fine; {len(made.stages)} trainings, {len(made.runs)} runs")
