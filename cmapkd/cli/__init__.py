@@ -64,7 +64,7 @@ def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results 
     from cmapkd.data.overlap import source_without_overlap
     from cmapkd.data.shards import write_dataset
 
-    dataset_of(experiment, dataset)
+    dataset_of(experiment, dataset, there=True)
     home = home_of(experiment, results)
     source = source_without_overlap(load_experiment(experiment), dataset, cache(), home)
     manifest = write_dataset(source, home / "data" / dataset, dataset=dataset)

@@ -248,6 +248,20 @@ def test_a_wrong_path_is_named_by_its_key(change: dict[str, Any], key: str) -> N
     assert re.search("not set|another user|container", str(caught.value))
 
 
+def test_tuned_values_of_a_base_elsewhere_are_written_portably(machine: Path) -> None:
+    bases = machine / "Ümit's home/bases"
+    bases.mkdir()
+    (bases / "tuned.yaml").write_text("{runs: {KD: {complete: true, method: kd, values: {lr_scale: 2.0}}}}")
+    (bases / "base.yaml").write_text(yaml.safe_dump({**raw(), "tuned": "tuned.yaml"}))
+    file = machine / "work/mine.yaml"
+    file.write_text(yaml.safe_dump({"extends": "~/bases/base.yaml", "name": "mine"}))
+    read = load_experiment(file)
+    assert read.tuned == str(bases / "tuned.yaml")
+    assert (read.runs["KD"].lr_scale, read.model_dump()["tuned"]) == (2.0, "~/bases/tuned.yaml")
+    # Of the repository's own experiments, which extend each other, the text is relative to the repository.
+    assert load_experiment(REPOSITORY / "config/mini-extensions.yaml").model_dump()["tuned"] == "config/tuned/mini.yaml"
+
+
 def test_tags_are_no_paths() -> None:
     named = {"openai": False, "random": False, "laion2b_s32b_b82k": False, "exported": False}
     named |= {"x.pt": True, "a/b": True, "./exported": True, "~": True, "$SCRATCH": True, "x.safetensors": True}
