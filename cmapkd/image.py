@@ -196,7 +196,8 @@ def _named(environment: Mapping[str, str]) -> dict[str, Path]:
 
 def paths_in(experiment: ExperimentConfig) -> list[str]:
     """Paths of an experiment that exist, data and weights, and what links in their folders lead to."""
-    paths = dict.fromkeys(Path(path) for _, path in paths_of(experiment) if Path(path) != Path("/") and Path(path).exists())
+    named = [Path(path).parent if key == "paper.manuscript" else Path(path) for key, path in paths_of(experiment)]
+    paths = [path for path in named if path != Path("/") and path.exists()]
     return [str(path) for path in dict.fromkeys([*paths, *(target for path in paths for target in _links(path))])]
 
 

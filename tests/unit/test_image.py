@@ -294,7 +294,8 @@ def test_a_link_is_bound_by_its_name_and_by_its_targets(tmp_path: Path, monkeypa
 def test_paths_of_an_experiment_that_exist(tmp_path: Path) -> None:
     mine = {"source": "own", "root": str(tmp_path), "table": "/no/such/table.csv"}
     read = parse_experiment(experiment(datasets__mine=mine, datasets__other={"source": "own", "root": "/"}))
-    assert paths_in(read) == [str(tmp_path), str(REPOSITORY / "paper/manuscript.tex")]
+    # The article with the files that it uses.
+    assert paths_in(read) == [str(tmp_path), str(REPOSITORY / "paper")]
 
 
 def test_the_command_that_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
