@@ -19,6 +19,7 @@ NEUTRAL = (
     "cmapkd.config",
     "cmapkd.plan",
     "cmapkd.errors",
+    "cmapkd.paths",
     "cmapkd.provenance",
     "cmapkd.cli",
     "cmapkd.fingerprint",

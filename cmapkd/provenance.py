@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cmapkd.paths import portable
+
 UNKNOWN = "unknown"
 
 # Distributions whose version can change a number. The lock file has the others.
@@ -132,14 +134,29 @@ def versions(packages: Sequence[str] = KEY_PACKAGES) -> dict[str, str]:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """This process's command line, quoted for a shell; the program is ``cmapkd`` however it was started."""
+    """This process's command line, quoted for a shell; the program is ``cmapkd`` however it was started.
+
+    Absolute paths are written as ``cmapkd.paths.portable`` does, which a shell expands to the same here.
+    """
     arguments = list(sys.argv if arguments is None else arguments)
     if not arguments:
         return UNKNOWN
     program = Path(arguments[0])
     if program.name in ("cmapkd", "cmapkd.exe") or (program.name == "__main__.py" and program.parent.name == "cmapkd"):
         arguments[0] = "cmapkd"
-    return shlex.join(arguments)
+    return " ".join(map(_word, arguments))
+
+
+def _word(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if not value.startswith("/"):
+        return shlex.quote(argument)
+    path = portable(value, variables=True)
+    first, slash, rest = path.partition("/")
+    # A quoted `~` is a name, and so is one after `=`.
+    start = '"$HOME"' if first == "~" else f'"{first}"'
+    word = f"{start}{slash}{shlex.quote(rest) if rest else ''}" if first[:1] in ("~", "$") else shlex.quote(path)
+    return f"{shlex.quote(option)}{equals}{word}" if option else word
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 import shutil
 import sys
@@ -11,19 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cmapkd import drivers, jobs
 from cmapkd.cluster import Layout, Site
+from cmapkd.config.load import effective_text
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.done import say_what_was_made as say_what_was_made
-from cmapkd.errors import UserError
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
 from cmapkd.gate import GATE
 from cmapkd.image import chosen as chosen
-from cmapkd.image import enter, identify, paths_in
 from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
@@ -34,26 +29,10 @@ from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import find_run, teacher_seed
-
-
-def results_folder(name: Any) -> Path:
-    """The folder of all results, by the configuration's key ``results``.
-
-    Raises:
-        UserError: a name that Snakemake would take for a pattern, or a program for an option.
-    """
-    if not isinstance(name, str | Path) or not str(name).strip():
-        raise UserError(
-            key="results", value=name, reason="is no name of a folder", fix="write it as text: results='my results'"
-        )
-    path = Path(name).expanduser()
-    if found := re.search(r"[{}\x00-\x1f*?\[\]]", str(path)):
-        reason = f"holds {found[0]!r}, which the names of Snakemake's files cannot"
-        raise UserError(key="results", value=str(name), reason=reason, fix="name another folder")
-    if str(path).startswith("-"):
-        reason = "begins with a dash, so programs would take it for an option"
-        raise UserError(key="results", value=str(name), reason=reason, fix=f"write it in full: {path.absolute()}")
-    return path
+from cmapkd.start import check_data as check_data
+from cmapkd.start import enter_image as enter_image
+from cmapkd.start import results_folder as results_folder
+from cmapkd.start import share_home as share_home
 
 
 def quoted(path: str | Path) -> str:
@@ -68,8 +47,7 @@ def config_directory(files: Sequence[str | Path]) -> Path | None:
 
 def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:
     """Keep the experiment with its results, every default written out; an unchanged file is left untouched."""
-    text = "# Written by the workflow: the experiment with all defaults and overrides.\n"
-    text += yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = effective_text(experiment.model_dump(mode="json"))
     path = Path(path)
     if not path.is_file() or path.read_text() != text:
         write_atomic(path, text)
@@ -310,20 +288,6 @@ def launch_variables(site: Site, layout: Layout, image: str, deployment: Any) ->
 def in_containers(deployment: Any) -> bool:
     """Whether Snakemake runs jobs in the image, by its deployment settings."""
     return any(method.name == "APPTAINER" for method in deployment.deployment_method)
-
-
-def enter_image(image: str, home: str, folders: list[str | Path], experiment: ExperimentConfig) -> list[str]:
-    """Tell Apptainer what jobs see of outside; returns the file with the image's digest, an input of what computes.
-
-    Raises:
-        UserError: there is no such image.
-    """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    caches = {"CMAPKD_CACHE": Path(os.environ.get("CMAPKD_CACHE") or user / "cmapkd"), "XDG_CACHE_HOME": user}
-    record = Path(home) / "image.txt"
-    digest = identify(Path(image), record)
-    enter(digest, [*folders, *paths_in(experiment.model_dump(mode="json"))], caches)
-    return [str(record)]
 
 
 def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:

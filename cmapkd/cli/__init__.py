@@ -21,6 +21,7 @@ from cmapkd.cli.export import export
 from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, plan_of
 from cmapkd.errors import UserError, nearest
 from cmapkd.jobs import ATTEMPT, TIME_LIMIT, heed_signals
+from cmapkd.paths import cache
 
 app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
@@ -44,7 +45,8 @@ def data_fetch(
     from cmapkd.data.sources.public.base import PublicSource, tell_files
     from cmapkd.files import write_json
 
-    source = build_source(dataset_of(experiment, dataset), cache())
+    config = dataset_of(experiment, dataset, there=not show)
+    source = build_source(config, cache())
     if show:
         typer.echo(tell_files(source))
         return
@@ -62,7 +64,7 @@ def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results 
     from cmapkd.data.overlap import source_without_overlap
     from cmapkd.data.shards import write_dataset
 
-    dataset_of(experiment, dataset)
+    dataset_of(experiment, dataset, there=True)
     home = home_of(experiment, results)
     source = source_without_overlap(load_experiment(experiment), dataset, cache(), home)
     manifest = write_dataset(source, home / "data" / dataset, dataset=dataset)
@@ -335,9 +337,16 @@ for command in (commands.trace, commands.verify, commands.compare, export, machi
 
 @config_app.command("check")
 def config_check(file: Path) -> None:
-    """Check an experiment file, without starting anything."""
+    """Check an experiment file, without starting anything. Folders of data that are not there are listed and no error."""
+    from cmapkd.config.paths import missing_folders, tell_missing
+
     made = plan_of(file)
     check_weights(made.experiment)
+    if missing := missing_folders(made.experiment):
+        count = "1 folder of data is" if len(missing) == 1 else f"{len(missing)} folders of data are"
+        typer.echo(f"note: {count} not there, but needed before the workflow starts:", err=True)
+        for key, path in missing:
+            typer.echo(f"  {tell_missing(key, path)}", err=True)
     typer.echo(f"{file}: fine; {len(made.stages)} trainings, {len(made.runs)} runs")
 
 
@@ -351,12 +360,6 @@ def config_document(
     stale = document.update(fix=fix) + method_pages.update(fix=fix)
     if stale and not fix:
         raise UserError(key=", ".join(stale), reason="does not agree with the code", fix="run `cmapkd config document --fix`")
-
-
-def cache() -> Path:
-    """Folder of downloads, shared by all experiments."""
-    base = os.environ.get("CMAPKD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmapkd"
-    return Path(base)
 
 
 def _version(value: bool) -> None:

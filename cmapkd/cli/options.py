@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cmapkd.errors import UserError, nearest
+from cmapkd.paths import ResolvedPath
 
 Experiment = Annotated[Path, typer.Option("--experiment", "-e", help="experiment file")]
 Results = Annotated[Path, typer.Option("--results", help="folder that holds all experiments")]
@@ -29,6 +30,9 @@ def check_weights(experiment):  # type: ignore[no-untyped-def]
         (experiment.student.model, experiment.student.init, "student.init"),
     )
     for model, init, key in named:
+        if isinstance(init, ResolvedPath) and not Path(init).exists():
+            fix = "correct the path, or use a tag of open_clip or `random`"
+            raise UserError(key=key, value=init.configured, reason=f"there is no such file (here {init})", fix=fix)
         if init not in (None, "random"):
             from cmapkd.models import weights
 
@@ -41,12 +45,17 @@ def home_of(experiment: Path, results: Path) -> Path:
     return results / load_experiment(experiment).name
 
 
-def dataset_of(experiment: Path, dataset: str):  # type: ignore[no-untyped-def]
+def dataset_of(experiment: Path, dataset: str, there: bool = False):  # type: ignore[no-untyped-def]
+    """The options of a data set; with ``there``, its folders have to be there."""
     from cmapkd.config import load_experiment
+    from cmapkd.config.paths import require_folders
 
-    datasets = load_experiment(experiment).datasets
+    loaded = load_experiment(experiment)
+    datasets = loaded.datasets
     if dataset not in datasets:
         raise UserError(key="dataset", value=dataset, reason="is not in this experiment", fix=nearest(dataset, list(datasets)))
+    if there:
+        require_folders(loaded, [dataset])
     return datasets[dataset]
 
 

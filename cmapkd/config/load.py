@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from cmapkd.config.extend import extended, rooted
 from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.config.tuning import tuned_values
+from cmapkd.config.tuning import find_tuned, tuned_values
 from cmapkd.errors import UserError, nearest
 
 LARGEST = 100_000  # values of an experiment; that of mini has 756 with every default written out
@@ -122,13 +122,16 @@ def parse_experiment(
         reason = f"holds more than {LARGEST:,} values once its YAML aliases (*name) are written out"
         raise UserError(key=origin, reason=reason, fix="no experiment is that large: write out the few values that are meant")
     plain: dict[str, Any] = _plain(content, origin, ())
-    plain = rooted(extended(plain, origin, directory, lambda path: _plain(_read(path), str(path), ())))
+    plain = rooted(extended(plain, origin, directory, lambda path: _plain(_read(path), str(path), ())), origin)
     if isinstance(plain.get("runs"), dict):
         eligible = plain["runs"] if tuning is None else _based_on(tuning, plain["runs"])
         if eligible and isinstance(plain.get("tuned"), str):
             found = tuned_values(plain["tuned"], eligible, origin, directory)
             plain["runs"] = {name: _tuned(run, *found[name]) if name in found else run for name, run in plain["runs"].items()}
         plain["runs"] = _resolve_bases(plain["runs"], origin)
+    if isinstance(name := plain.get("tuned"), str) and name and not name.startswith(("~", "$")):
+        places = find_tuned(name, origin, directory)
+        plain["tuned"] = str(next((place for place in places if place.is_file()), places[-1]).absolute())
     if isinstance(plain.get("schedules"), dict):
         defaults = {name: [stage.model_dump(mode="json") for stage in stages] for name, stages in DEFAULT_SCHEDULES.items()}
         plain["schedules"] = {**defaults, **plain["schedules"]}
@@ -136,6 +139,12 @@ def parse_experiment(
         return ExperimentConfig.model_validate(plain)
     except ValidationError as error:
         raise _explain(error, origin) from None
+
+
+def effective_text(content: Mapping[str, Any]) -> str:
+    """The file that is kept with results: an experiment's keys with every default written out."""
+    text = "# Written by the workflow: the experiment with all defaults and overrides.\n"
+    return text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):

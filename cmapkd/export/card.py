@@ -20,6 +20,7 @@ from cmapkd.errors import UserError
 from cmapkd.export.finished import Finished
 from cmapkd.paper import paired
 from cmapkd.paper.statistics import Ratio, mean_sample, resample
+from cmapkd.paths import portable_text
 from cmapkd.plan import TEACHER
 
 LEVEL, SAMPLES, SEED = 0.95, 10_000, 0
@@ -227,14 +228,16 @@ def _results(run: Finished, rows: Mapping[tuple[str, str], Sequence[Measured]]) 
 
 def _making(run: Finished) -> list[str]:
     experiment, provenance = run.plan.experiment, run.metrics.provenance
-    teacher = experiment.teacher
-    origin = f"weights {_code(teacher.pretrained)}" if teacher.pretrained is not None else "trained in the same experiment"
+    teacher, start = experiment.teacher, _code(portable_text(experiment.student.init))
+    origin = "trained in the same experiment"
+    if teacher.pretrained is not None:
+        origin = f"weights {_code(portable_text(teacher.pretrained))}"
     home = f"results/{experiment.name}"
     command = ["snakemake", "--cores", "all", "--configfile", f"{home}/experiment.yaml", "--"]
     lines = ["## How it was made", ""]
     if run.run.name != TEACHER and experiment.runs[run.run.name].uses_teacher:
         lines += [
-            f"Teacher: {_code(teacher.model)}, {origin}. Student: starts from {_code(experiment.student.init)} weights.",
+            f"Teacher: {_code(teacher.model)}, {origin}. Student: starts from {start} weights.",
             "",
         ]
     lines += ["| stage | steps | code | commit |", "|---|---|---|---|"]

@@ -169,11 +169,11 @@ class PaperContext:
 
     @property
     def tuned_name(self) -> str:
-        """The tuned file as parents record it: relative to the repository, where it lies there."""
+        """The tuned file as parents record it: relative to the repository, and outside of it by its name alone."""
         assert self.tuned_file is not None
         repository = self.planned_file.parent.parent
         inside = self.tuned_file.is_relative_to(repository)
-        return (self.tuned_file.relative_to(repository) if inside else self.tuned_file).as_posix()
+        return self.tuned_file.relative_to(repository).as_posix() if inside else self.tuned_file.name
 
     @property
     def paper(self) -> Path:

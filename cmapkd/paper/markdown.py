@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmapkd.config.load import effective_text, load_experiment
+from cmapkd.config.paths import paths_of
 from cmapkd.errors import UserError
 from cmapkd.files import atomic_path, write_atomic
 from cmapkd.paper.build import read_part
@@ -20,6 +22,7 @@ from cmapkd.paper.context import TEACHER, PaperContext
 from cmapkd.paper.metrics import Metrics
 
 ARROWS = {"up": " ↑", "down": " ↓", "": ""}
+WEIGHTS = ("teacher.pretrained", "student.init")  # paths that addresses of stages depend on
 LARGEST = 2_000_000  # [bytes] of one file that is kept
 
 
@@ -46,12 +49,41 @@ def keep_results(context: PaperContext, directory: Path) -> list[Path]:
             raise UserError(
                 key=str(path), reason=f"is larger than {LARGEST // 1_000_000} MB", fix="do not keep it in a repository"
             )
+        if path.name == "experiment.yaml":
+            kept += _keep_experiment(path, directory)
+            continue
         with atomic_path(directory / relative) as target:
             shutil.copyfile(path, target)
         kept.append(relative)
     page = render_page(context, metrics, [parts[name] for name in context.all_tables])
     write_atomic(directory / "README.md", page)
     return [*kept, Path("README.md")]
+
+
+def _keep_experiment(path: Path, directory: Path) -> list[Path]:
+    """Copy an experiment without folders of this machine; a file of tuned values that is not in the repository is copied, too.
+
+    Data lie elsewhere on every machine, and nothing that is kept depends on where. The path of weights stays, because
+    addresses of stages depend on it.
+    """
+    experiment = load_experiment(path)
+    content = experiment.model_dump(mode="json")
+    kept = [Path(path.name)]
+    for key, file in paths_of(experiment):
+        *above, last = key.split(".")
+        section = content
+        for name in above:
+            section = section[name]
+        # The home folder is everywhere, a variable is not; the file is read wherever the experiment is.
+        if key in WEIGHTS or not section[last].startswith(("/", "$", "~") if key == "tuned" else ("/", "$")):
+            continue
+        section[last] = Path(file).name
+        if key == "tuned" and Path(file).is_file():
+            with atomic_path(directory / section[last]) as target:
+                shutil.copyfile(file, target)
+            kept.append(Path(section[last]))
+    write_atomic(directory / path.name, effective_text(content))
+    return kept
 
 
 def render_page(context: PaperContext, metrics: Metrics, tables: Sequence[Mapping[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from cmapkd.fingerprint import training_code
 from cmapkd.models import towers, weights
 from cmapkd.models.formats import HF_WEIGHTS
 from cmapkd.models.weights import CONFIG, WEIGHTS
+from cmapkd.paths import names_path, resolve
 from cmapkd.plan import Stage
 from cmapkd.provenance import Start, collect
 from cmapkd.runs import stage_record
@@ -65,8 +66,9 @@ def import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
     """A pretrained model as a stage of its own, so that everything after it need not know where weights came from."""
     settings = stage.settings
     key = "teacher.pretrained" if stage.address.startswith("teacher-") else "student.init"
-    source = source_of(settings["model"]["name"], settings["init"], key)
-    model = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key)
+    init = str(resolve(settings["init"], key)) if names_path(settings["init"]) else settings["init"]
+    source = source_of(settings["model"]["name"], init, key)
+    model = towers.create(settings["model"]["name"], settings["model"]["config"], init, key)
     towers.save(model, settings["model"]["name"], directory / MODEL)
     from safetensors.torch import save_file
 

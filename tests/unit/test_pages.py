@@ -85,7 +85,7 @@ def messages(section: str) -> list[str]:
     return [match[1] for part in chosen for match in re.finditer(r"^### `+ ?(.+?) ?`+$", part, flags=re.MULTILINE)]
 
 
-OURS = ("Configuration", "Data", "Training", "Evaluation and paper", "Waiting for SLURM")
+OURS = ("Configuration", "Data", "Containers", "Training", "Evaluation and paper", "Waiting for SLURM")
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from cmapkd.paper.experiment import paper_context
 from cmapkd import workflow as parts
 
 try:
+    parts.share_home()
     RESULTS = parts.results_folder(config.get("results", "results"))
     EXPERIMENT = parse_experiment(
         {key: value for key, value in config.items() if key not in ("results", "image")},
@@ -57,4 +58,8 @@ wildcard_constraints:
 
 
 onstart:
+    try:
+        parts.check_data(EXPERIMENT, HOME)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     parts.write_effective(EXPERIMENT, EFFECTIVE)

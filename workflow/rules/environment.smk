@@ -1,10 +1,12 @@
 """What jobs run in, and what of it is missing here."""
 
-IMAGE = str(parts.chosen(config.get("image")))
 # Whether jobs run in it; then its digest is an input of what computes, so that another image is seen.
 DEPLOYED = parts.in_containers(workflow.deployment_settings)
 try:
-    IMAGE_RECORD = parts.enter_image(IMAGE, HOME, [REPOSITORY, RESULTS], EXPERIMENT) if DEPLOYED else []
+    IMAGE = str(parts.chosen(config.get("image")))
+    IMAGE_RECORD = (
+        parts.enter_image(IMAGE, HOME, [REPOSITORY, RESULTS], EXPERIMENT, workflow.is_main_process) if DEPLOYED else []
+    )
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

@@ -8,7 +8,6 @@ evaluation holds too are left out by their keys (``cmapkd.data.overlap``).
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -92,7 +91,7 @@ class PublicSource(ABC):
 
     def __init__(self, config: Any, cache: Path) -> None:
         self.config: PublicConfig = config
-        self.root = expand(config.root) if config.root is not None else Path(cache) / self.name
+        self.root = Path(config.root) if config.root is not None else Path(cache) / self.name
         self.reports: dict[str, Report] = {}
         self.removed: Mapping[str, frozenset[str]] = {}  # keys of samples to leave out, by split
         self.may_download = False  # `cmapkd data fetch` alone downloads: what is built reads what is there
@@ -263,11 +262,6 @@ class StoredSource(PublicSource):
                 yield entry, store.read(entry.picture)
             except ValueError as error:
                 yield entry, error
-
-
-def expand(path: str) -> Path:
-    """``~`` and environment variables of a configured path replaced."""
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 def unique(entries: Iterable[Entry], report: Report, error: Any) -> list[Entry]:
