@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+LONG = 12  # a message lists at most so many names
+
 
 class UserError(Exception):
     """A mistake in configuration, data or environment. The command line prints it without a traceback and exits with 2."""
@@ -20,9 +25,52 @@ def _rebuild(key: str, value: object, reason: str, fix: str) -> UserError:
     return UserError(key=key, value=value, reason=reason, fix=fix)
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """The known spelling nearest to ``word`` as a hint (``did you mean 'x'?``), or the list of what is known."""
+def nearest(word: str, known: Sequence[str], *, listing: str = "") -> str:
+    """The known spelling nearest to ``word`` as a hint (``did you mean 'x'?``), or the list of what is known.
+
+    Args:
+        listing: a command that lists what is known; then the three nearest stand for a long list.
+    """
     import difflib
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if listing and len(known) > LONG:
+        some = difflib.get_close_matches(word, known, n=3, cutoff=0.0)
+        return f"the nearest of {len(known)} are {', '.join(some)}; {listing} lists all"
+    return f"known: {', '.join(sorted(known))}"
+
+
+def nearest_path(path: Path, fits: Callable[[Path], bool], others: Iterable[Path] = ()) -> str:
+    """The existing path that is spelled most like ``path``, as a hint; a list of what there is without one; else nothing.
+
+    Args:
+        fits: whether a path is of the wanted kind.
+        others: paths elsewhere that may be meant.
+    """
+    import difflib
+
+    here = Path(path.anchor)
+    for place, name in enumerate(parts := path.parts[1:] if path.anchor else path.parts):
+        last = place == len(parts) - 1
+        if name == ".." or ((here / name).is_dir() and not last):
+            here /= name
+            continue
+        try:
+            inside = [entry.name for entry in sorted(here.iterdir()) if (fits(entry) if last else entry.is_dir())]
+        except OSError:
+            break
+        close = difflib.get_close_matches(name, inside, n=1, cutoff=0.6)
+        if not close:
+            break
+        here /= close[0]
+    else:
+        if fits(here) and here != path:
+            return f"did you mean '{here}'?"
+    known = list(dict.fromkeys(entry for entry in others if fits(entry)))
+    for spelled in (lambda entry: entry.name, str):
+        close = difflib.get_close_matches(spelled(path), [spelled(entry) for entry in known], n=1, cutoff=0.6)
+        if close:
+            return f"did you mean '{next(entry for entry in known if spelled(entry) == close[0])}'?"
+    return f"there are {', '.join(str(entry) for entry in known[:LONG])}" if known else ""

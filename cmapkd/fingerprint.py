@@ -19,6 +19,7 @@ NEUTRAL = (
     "cmapkd.config",
     "cmapkd.plan",
     "cmapkd.errors",
+    "cmapkd.commands",
     "cmapkd.provenance",
     "cmapkd.cli",
     "cmapkd.fingerprint",

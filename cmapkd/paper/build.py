@@ -117,12 +117,12 @@ def build_numbers(context: PaperContext) -> None:
     write_atomic(context.paper / "numbers.tex", numbers_text(context))
 
 
-def numbers_text(context: PaperContext) -> str:
-    """What ``paper/numbers.tex`` holds."""
+def numbers_text(context: PaperContext, names: Sequence[str] | None = None) -> str:
+    """What ``paper/numbers.tex`` holds; of some parts, what it holds of them."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
     texts: dict[str, dict[str, dict[str, Text]]] = {}
     captions: dict[str, str] = {}
-    for name in context.all_parts:
+    for name in context.all_parts if names is None else names:
         content = read_part(context, name)
         decimals = {column["column"]: column["decimals"] for column in content.get("columns", [])}
         rest = content.get("decimals", 0)  # what a table's caption states are counts

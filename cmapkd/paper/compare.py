@@ -306,7 +306,7 @@ def _parts(side: Side, reader: Metrics, seed: int, task: str, split: str) -> dic
     for metric, made in parts.items():
         if stated.get(metric) is not None and not math.isclose(stated[metric], paired.value(made), abs_tol=1e-4):
             reason = f"{above}... give {metric} = {paired.value(made):.4f}, but {file.path.name} says {stated[metric]:.4f}"
-            raise UserError(key=str(file.arrays_path), reason=reason, fix="evaluate the run again")
+            raise UserError(key=str(file.arrays_path), reason=reason, fix=file.again)
     return {metric: made for metric, made in parts.items() if stated.get(metric) is not None}
 
 
