@@ -27,6 +27,7 @@ TAKE_OPTIONS = (
     "tune", "plan", "status", "paper", "report run", "report data", "report logs", "trace", "compare", "export",
 )  # fmt: skip
 _given: dict[str, str] = {}  # options that the running command was given
+_datasets: list[str] = []  # the data set that it is about
 
 
 def project(start: Path | None = None) -> Path | None:
@@ -46,6 +47,12 @@ def shown(path: Path) -> Path:
     above = checkout()
     near = path.is_relative_to(here) or (above is not None and here.is_relative_to(above) and path.is_relative_to(above))
     return Path(os.path.relpath(path, here)) if near else path
+
+
+def in_shell(path: Path) -> Path:
+    """A path as it is named in the shell that started this process, whose folder `--directory` does not change."""
+    shell = os.environ.get("PWD")
+    return path if shell is None or os.path.realpath(shell) == os.path.realpath(Path.cwd()) else Path(os.path.abspath(path))
 
 
 def default_results() -> Path:
@@ -113,12 +120,27 @@ def remember(option: str, value: Path) -> None:
 def forget() -> None:
     """Forget what an earlier command of this process was given."""
     _given.clear()
+    _datasets.clear()
+
+
+def remember_dataset(name: str) -> None:
+    """Note the data set that the running command is about."""
+    _datasets[:] = [name]
+
+
+def _dataset(text: str) -> str | None:
+    """The data set that a message is about: that of the running command, or of the path that the message names."""
+    if _datasets:
+        return _datasets[0]
+    found = re.search(r"[\\/]data[\\/]([^\\/'\n:]+)(?:[\\/'\n:]|$)", text) or re.match(r"(?:datasets\.)?([\w.-]+): root\b", text)
+    return found[1] if found else None
 
 
 def completed(text: str, given: Mapping[str, Any] | None = None) -> str:
     """A message whose commands get the options that the running command was given, as far as they take and lack them.
 
-    Code that reads a data set or weights does not know of the experiment's file; the command line does.
+    Code that reads a data set or weights does not know of the experiment's file; the command line does. A command of one data
+    set that does not name it gets the name.
 
     Args:
         given: option -> value; None: those of the running command.
@@ -132,7 +154,9 @@ def completed(text: str, given: Mapping[str, Any] | None = None) -> str:
             return match[0]
         if not any(words[1:3][: name.count(" ") + 1] == name.split() for name in TAKE_OPTIONS):
             return match[0]
-        lacking = [word for name, value in options.items() if name not in words for word in (name, str(value))]
-        return f"`{match[1]} {shlex.join(lacking)}`" if lacking else match[0]
+        dataset = _dataset(text) if words[1] == "data" and words[2] != "overlap" and len(words) == 3 else None
+        added = [dataset] if dataset else []
+        added += [word for name, value in options.items() if name not in words for word in (name, str(value))]
+        return f"`{match[1]} {shlex.join(added)}`" if added else match[0]
 
     return NAMED.sub(complete, text)

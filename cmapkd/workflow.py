@@ -382,13 +382,3 @@ def manuscript_files(context: PaperContext, latex: bool, deployed: bool = False)
 def exports(plan: Plan, home: str) -> list[str]:
     """Directories of the students that are exported, each seed a model of its own."""
     return [f"{home}/export/{run.directory}" for run in plan.runs if run.name in plan.experiment.export]
-
-
-def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
-    """The last lines of a successful run: where to look."""
-    missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
-    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ ({missing})"
-    what += f" and {home}/paper/manuscript.pdf" if manuscript else ""
-    sys.stderr.write(
-        f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
-    )

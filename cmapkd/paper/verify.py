@@ -97,7 +97,11 @@ def like_results(path: Path) -> str:
     folders = [path.parent, *([root / "results", root / "docs" / "results"] if root is not None else [])]
     found = [commands.shown(file.parent) for folder in folders for file in sorted(folder.glob(f"*/{EXPERIMENT_FILE}"))]
     hint = nearest_path(path, lambda place: (place / EXPERIMENT_FILE).is_file(), found)
-    return hint or f"make results first: {commands.snakemake([], None, commands.default_results())}"
+    make = f"make results first: {commands.snakemake([], None, commands.default_results())}"
+    if not hint:
+        return make
+    beside = any(place.parent == path.parent for place in found)
+    return hint if beside else f"{hint}; or {make}"
 
 
 def summary(findings: Findings, path: Path) -> str:

@@ -31,4 +31,4 @@ MANUSCRIPT = parts.manuscript_files(PAPER, LATEX, DEPLOYED)
 
 
 onsuccess:
-    parts.say_what_was_made(HOME, LATEX, bool(MANUSCRIPT))
+    workflow_text.say_what_was_made(PAPER, LATEX, bool(MANUSCRIPT))
