@@ -23,8 +23,8 @@ EXPERIMENT = Path("config", "mini.yaml")  # the default of both the workflow and
 NAMED = re.compile(r"`(cmapkd [^`\n]+)`")  # how a message writes a command
 # Commands that take `--experiment` and `--results`; a test compares them with the command line.
 TAKE_OPTIONS = (
-    "data fetch", "data build", "data overlap", "data contact", "data verify", "train", "weights", "gate", "collect", "evaluate",
-    "tune", "plan", "status", "paper", "report run", "report data", "report logs", "trace", "compare", "export",
+    "data fetch", "data build", "data overlap", "data contact", "data verify", "train", "weights", "gate", "collect",
+    "evaluate", "tune", "plan", "status", "paper", "report run", "report data", "report logs", "trace", "compare", "export",
 )  # fmt: skip
 _given: dict[str, str] = {}  # options that the running command was given
 _datasets: list[str] = []  # the data set that it is about
@@ -33,7 +33,13 @@ _datasets: list[str] = []  # the data set that it is about
 def project(start: Path | None = None) -> Path | None:
     """The nearest folder, from `start` (the working directory) upwards, that has `workflow/Snakefile` and `config/`."""
     here = Path.cwd() if start is None else start.absolute()
-    return next((place for place in (here, *here.parents) if (place / SNAKEFILE).is_file() and (place / "config").is_dir()), None)
+    places = (here, *here.parents)
+    return next((place for place in places if (place / SNAKEFILE).is_file() and (place / "config").is_dir()), None)
+
+
+def absolute(path: Path) -> Path:
+    """A path from the root, without ``..``. Links are not followed: `results` may be one, to a larger disk."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - `Path.resolve` follows links
 
 
 def checkout() -> Path | None:
@@ -43,7 +49,7 @@ def checkout() -> Path | None:
 
 def shown(path: Path) -> Path:
     """A path as it is named in the working directory: relative where the file is inside of it or of a folder above."""
-    here, path = Path.cwd(), Path(os.path.abspath(path))
+    here, path = Path.cwd(), absolute(path)
     above = checkout()
     near = path.is_relative_to(here) or (above is not None and here.is_relative_to(above) and path.is_relative_to(above))
     return Path(os.path.relpath(path, here)) if near else path
@@ -52,7 +58,7 @@ def shown(path: Path) -> Path:
 def in_shell(path: Path) -> Path:
     """A path as it is named in the shell that started this process, whose folder `--directory` does not change."""
     shell = os.environ.get("PWD")
-    return path if shell is None or os.path.realpath(shell) == os.path.realpath(Path.cwd()) else Path(os.path.abspath(path))
+    return path if shell is None or Path(shell).resolve() == Path.cwd().resolve() else absolute(path)
 
 
 def default_results() -> Path:
@@ -81,7 +87,7 @@ def snakemake(
     words += ["--cores", "all", *(["--force"] if force and targets else [])]
     if experiment is not None:
         words += ["--configfile", str(experiment)]
-    folder = Path(os.path.abspath(results))
+    folder = absolute(results)
     if root is not None and folder.is_relative_to(root):
         folder = folder.relative_to(root)
     if folder != RESULTS:
@@ -97,16 +103,22 @@ def cmapkd(words: Sequence[str], experiment: Path | None, results: Path) -> str:
 
 
 def _value(text: str) -> str:
-    """A text as the value of Snakemake's `--config`, which reads numbers, truth values and YAML."""
+    """A text as the value of Snakemake's `--config`, which strips quotes, and reads numbers, truth values and YAML."""
     try:
-        plain = yaml.load(text, Loader=yaml.BaseLoader) == text and text.lower() not in ("true", "false")  # noqa: S506 - texts
+        plain = yaml.load(text, Loader=yaml.BaseLoader) == text == text.strip("'\"")  # noqa: S506 - texts alone
     except yaml.YAMLError:
         plain = False
+    if plain and not _is_number(text) and text.lower() not in ("true", "false"):
+        return text
+    return f" {json.dumps(text, ensure_ascii=False)} "  # spaces keep the quotes
+
+
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return text if plain else json.dumps(text, ensure_ascii=False)
-    return json.dumps(text)
+        return False
+    return True
 
 
 # ---- messages that know only part of a command ----------------------------------------------------------------------------
@@ -132,7 +144,7 @@ def _dataset(text: str) -> str | None:
     """The data set that a message is about: that of the running command, or of the path that the message names."""
     if _datasets:
         return _datasets[0]
-    found = re.search(r"[\\/]data[\\/]([^\\/'\n:]+)(?:[\\/'\n:]|$)", text) or re.match(r"(?:datasets\.)?([\w.-]+): root\b", text)
+    found = re.search(r"/data/([^/'\n:]+)(?:[/'\n:]|$)", text) or re.match(r"(?:datasets\.)?([\w.-]+): root\b", text)
     return found[1] if found else None
 
 

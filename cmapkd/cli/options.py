@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from cmapkd import commands
 from cmapkd.cli.needs import Needs
 from cmapkd.errors import UserError, nearest

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, dataset_of, default_experiment, default_results, home_of, needs_of, paper_of, plan_of
+from cmapkd import commands
+from cmapkd.cli.options import (
+    DEFAULT,
+    RESULTS,
+    Experiment,
+    Results,
+    dataset_of,
+    default_experiment,
+    default_results,
+    home_of,
+    needs_of,
+    paper_of,
+    plan_of,
+)
 from cmapkd.errors import UserError
 
 paper_app = typer.Typer()
@@ -15,12 +28,23 @@ report_app = typer.Typer(no_args_is_help=True, help="Pages of the HTML report; `
 
 
 @paper_app.callback(invoke_without_command=True)
-def paper(context: typer.Context, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+def paper(
+    context: typer.Context,
+    experiment: Annotated[
+        Path | None, typer.Option("--experiment", "-e", help=f"experiment file; default: {DEFAULT} of this clone")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="folder that holds all experiments; default: results of this clone")
+    ] = None,
+) -> None:
     """Tables, figures and the document, from metric files alone; without a sub-command all of them."""
+    given = {name: value for name, value in (("experiment", experiment), ("results", results)) if value is not None}
+    for name, value in given.items():
+        commands.remember(f"--{name}", value)
     if context.invoked_subcommand is None:
-        paper_all(experiment, results)
+        paper_all(experiment or default_experiment(), results or default_results())
     else:  # options before the sub-command are meant for it
-        context.default_map = {context.invoked_subcommand: {"experiment": str(experiment), "results": str(results)}}
+        context.default_map = {context.invoked_subcommand: {name: str(value) for name, value in given.items()}}
 
 
 @paper_app.command("table")

@@ -123,7 +123,8 @@ def finished(plan: Plan, name: str, results: Path, experiment: Path | None = Non
     trained = [stage["address"] for stage in history["stages"]]
     if trained != list(run.stages):
         reason = f"was made with other settings: its stages are {', '.join(trained)}, the experiment's {', '.join(run.stages)}"
-        raise UserError(key="run", value=run.directory, reason=reason, fix=f"name its experiment: --experiment {shlex.quote(str(effective))}")
+        fix = f"name its experiment: --experiment {shlex.quote(str(effective))}"
+        raise UserError(key="run", value=run.directory, reason=reason, fix=fix)
     _check_files(directory, history, make)
     if not (home / "metrics" / f"{run.directory}.json").is_file():
         reason = "is trained but not evaluated, so nothing is known of what it can do"

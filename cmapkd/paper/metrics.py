@@ -134,9 +134,7 @@ class Metrics:
         if not math.isfinite(value):
             raise _error(file.path, f"{where} is {value}, not a finite number", cell, file.again)
         if bounds is not None and not bounds[0] <= value <= bounds[1]:
-            raise _error(
-                file.path, f"{where} is {value}, outside {bounds[0]:g} to {bounds[1]:g}", cell, file.again
-            )
+            raise _error(file.path, f"{where} is {value}, outside {bounds[0]:g} to {bounds[1]:g}", cell, file.again)
         return float(value), file.parent(("metrics", *keys))
 
     def has(self, run: str, seed: int, keys: Sequence[str], cell: str) -> bool:
@@ -178,9 +176,7 @@ class Metrics:
             values = [formula(teacher, value) for value, _ in found]
         except ZeroDivisionError:
             file = self.file(run, self.context.seeds_of(run)[0], cell)
-            raise _error(
-                file.path, f"{' / '.join(keys)} is zero here or in the teacher's file", cell, file.again
-            ) from None
+            raise _error(file.path, f"{' / '.join(keys)} is zero here or in the teacher's file", cell, file.again) from None
         return _cell(values, [origin, *(parent for _, parent in found)], recipe)
 
     def combined(
@@ -266,9 +262,7 @@ class Metrics:
         arrays = self.arrays(run, seed, cell)
         file = self.file(run, seed, cell)
         if name not in arrays:
-            raise _error(
-                file.arrays_path, f"has no array {name!r}; {nearest(name, sorted(arrays))}", cell, file.again
-            )
+            raise _error(file.arrays_path, f"has no array {name!r}; {nearest(name, sorted(arrays))}", cell, file.again)
         relative = self.context.relative(file.arrays_path)
         return arrays[name], Parent(relative, file.content["per_query"]["sha256"], run, seed, (name,))
 
@@ -282,9 +276,7 @@ class Metrics:
             if not isinstance(entry.get(key), str):
                 raise _error(file.path, f"per_query / {key} is missing", cell, file.again)
         if Path(entry["file"]).name != entry["file"]:
-            raise _error(
-                file.path, f"per_query / file is {entry['file']!r}, not a file beside it", cell, file.again
-            )
+            raise _error(file.path, f"per_query / file is {entry['file']!r}, not a file beside it", cell, file.again)
         path = file.arrays_path
         if not path.is_file():
             if self.context.kept:

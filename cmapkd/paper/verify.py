@@ -39,9 +39,7 @@ REMARKS = {  # what is counted and is no problem, as remarks
 }
 
 
-def verify(
-    path: Path, *, experiment: Path | None = None, deep: bool | None = None, kept: bool | None = None
-) -> Findings:
+def verify(path: Path, *, experiment: Path | None = None, deep: bool | None = None, kept: bool | None = None) -> Findings:
     """Check everything that a paper rests on.
 
     Args:

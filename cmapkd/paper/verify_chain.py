@@ -138,7 +138,7 @@ def _check_shard(
     context: PaperContext, directory: Path, dataset: str, shard: Mapping[str, Any], findings: Findings, *, deep: bool
 ) -> None:
     path = directory / shard["path"]
-    fix = f"{_build(context, dataset)} (what was trained on this shard is another run's)"
+    fix = f"what was trained on this shard is another run's; {_build(context, dataset)}"
     if not path.is_file():
         findings.problem(path, f"is missing; {MANIFEST} names it", fix)
         return

@@ -81,10 +81,10 @@ def check_pages(context: PaperContext, findings: Findings, metrics: Metrics) -> 
     if not findings.gone(path, "LaTeX files"):
         with findings.reading(path, fix):
             findings.counts["files"] += 1
-            found, made = (_macros(text, there) for text in (path.read_text(encoding="utf-8"), numbers_text(context, there)))
-            for line in dict.fromkeys((*found, *made)):
-                if (line in found) != (line in made):
-                    findings.problem(path, f"{'has' if line in found else 'lacks'} the line {line!r}", fix)
+            given, right = (_macros(text, there) for text in (path.read_text(encoding="utf-8"), numbers_text(context, there)))
+            for line in dict.fromkeys((*given, *right)):
+                if (line in given) != (line in right):
+                    findings.problem(path, f"{'has' if line in given else 'lacks'} the line {line!r}", fix)
     page, fix = context.results / "README.md", f"keep the results again: {keeping(context)}"
     if findings.gone(page, "pages"):
         return

@@ -204,7 +204,8 @@ def _remake(
         if findings.kept:
             made = json.loads(json.dumps(compute_table(name, context, metrics).to_json()))
             check_tests(findings, path, content, fix)
-            _same_content(findings, path, name, {key: content.get(key) for key in NUMBERS}, {key: made[key] for key in NUMBERS}, fix)
+            found, computed = ({key: table.get(key) for key in NUMBERS} for table in (content, made))
+            _same_content(findings, path, name, found, computed, fix)
             return
         _, text, made = table_files(name, context, metrics)
     except NotKept:
@@ -256,7 +257,7 @@ def _redraw(
         findings.counts["files"] += 1
         if picture.read_bytes() != drawing.read_bytes():
             reason = "is not what is drawn now from the same parents"
-            findings.problem(picture, reason, f"{fix}; a matplotlib that is not requirements.lock's draws other bytes")
+            findings.problem(picture, reason, f"a matplotlib that is not requirements.lock's draws other bytes; {fix}")
 
 
 def _same_content(findings: Findings, path: Path, name: str, content: Any, made: Any, fix: str) -> None:
