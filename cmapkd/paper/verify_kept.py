@@ -63,8 +63,22 @@ def keeping(context: PaperContext) -> str:
     return context.command("paper", "keep", str(context.results))
 
 
-def check_tests(findings: Findings, path: Path, content: Mapping[str, Any], fix: str) -> None:
+def check_array(context: PaperContext, findings: Findings, part: Path, cell: str, parent: Mapping[str, Any], fix: str) -> None:
+    """Of an array file that is not kept, a parent has the digest that the metric file beside it names."""
+    file = context.metric_file(parent["run"], parent["seed"])
+    content = findings.json(file, fix)
+    if content is None:
+        return
+    findings.counts["digests"] += 1
+    if content["per_query"]["sha256"] != parent["sha256"]:
+        findings.problem(part, f"a parent is another {parent['file']} than {file.name} names", fix, cell)
+
+
+def check_tests(context: PaperContext, findings: Findings, path: Path, content: Mapping[str, Any], fix: str) -> None:
     """Tests cannot be computed without arrays; the differences that they are of are those of the cells."""
+    for parent in content.get("tests", {}).get("parents", ()):
+        if parent["file"].endswith(".npz"):
+            check_array(context, findings, path, f"{path.stem} / tests", parent, fix)
     for test in content.get("tests", {}).get("tests", ()):
         first, second = (content["cells"][test[key]][test["column"]]["value"] for key in ("row", "against"))
         if not math.isclose(test["difference"], first - second, abs_tol=DIFFERS):

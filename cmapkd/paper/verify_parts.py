@@ -23,7 +23,7 @@ from cmapkd.paper.figures import DRAWINGS, draw_figure, draw_tikz
 from cmapkd.paper.findings import Findings
 from cmapkd.paper.metrics import Metrics
 from cmapkd.paper.tables import compute_table
-from cmapkd.paper.verify_kept import KeptMetrics, NotKept, check_pages, check_tests
+from cmapkd.paper.verify_kept import KeptMetrics, NotKept, check_array, check_pages, check_tests
 
 RELATIVE = 1e-9
 NUMBERS = ("cells", "texts")  # of a table's JSON, what arrays are not needed for
@@ -131,6 +131,8 @@ def _check_parent(
     path = context.resolve(parent["file"])
     if findings.kept and not path.is_relative_to(context.results) and _elsewhere(findings, path, parent, part):
         return
+    if findings.kept and path.suffix == ".npz":
+        check_array(context, findings, part, cell, parent, fix)
     if not findings.same(path, parent["sha256"], part.name, fix, cell):
         return
     if parent["run"] is not None:
@@ -203,7 +205,7 @@ def _remake(
     try:
         if findings.kept:
             made = json.loads(json.dumps(compute_table(name, context, metrics).to_json()))
-            check_tests(findings, path, content, fix)
+            check_tests(context, findings, path, content, fix)
             found, computed = ({key: table.get(key) for key in NUMBERS} for table in (content, made))
             _same_content(findings, path, name, found, computed, fix)
             return

@@ -147,7 +147,9 @@ def test_trainings_without_data_print_what_makes_them(tmp_path: Path) -> None:
 
 def test_a_model_card_s_commands_are_for_a_clone(tree: Tree) -> None:
     """Whoever reads it has neither our folders nor our working directory."""
-    command = commands.snakemake(["a/b.json"], Path("results/a/experiment.yaml"), commands.RESULTS, force=False, in_project=True)
+    command = commands.snakemake(
+        ["a/b.json"], Path("results/a/experiment.yaml"), commands.RESULTS, force=False, in_project=True
+    )
     assert command == "snakemake --cores all --configfile results/a/experiment.yaml -- results/a/b.json"
 
 
@@ -216,7 +218,9 @@ def test_the_project_is_found_from_its_folders(clone: Path, monkeypatch: pytest.
         text = said("evaluate", "CMAPKD/0")
         assert text.startswith(f"{up}results/mini/runs/CMAPKD/0/run.json: is missing")
         options = f"--snakefile {up}workflow/Snakefile --directory ../.. " if up else ""
-        assert f"snakemake {options}--cores all --configfile {up}config/mini.yaml -- results/mini/runs/CMAPKD/0/run.json" in text
+        assert (
+            f"snakemake {options}--cores all --configfile {up}config/mini.yaml -- results/mini/runs/CMAPKD/0/run.json" in text
+        )
     missing = said("plan", "-e", "config/smoke.yaml")
     assert "fix: name it from here: ../../config/smoke.yaml" in missing
     (place / "results").mkdir()
@@ -301,7 +305,10 @@ def test_mistakes_in_yaml_name_the_file(clone: Path, monkeypatch: pytest.MonkeyP
 
 def test_commands_get_what_the_running_one_was_given() -> None:
     given = {"--experiment": Path("a b.yaml")}
-    assert commands.completed("run `cmapkd data overlap` first", given) == "run `cmapkd data overlap --experiment 'a b.yaml'` first"
+    assert (
+        commands.completed("run `cmapkd data overlap` first", given)
+        == "run `cmapkd data overlap --experiment 'a b.yaml'` first"
+    )
     for text in ("run `cmapkd image build`", "`cmapkd plan --experiment x`", "`cmapkd verify results/a`", "no command"):
         assert commands.completed(text, given) == text
     text = "dataset = '/r/mini/data/coco captions': no manifest here\n  fix: run `cmapkd data build` (again)"
