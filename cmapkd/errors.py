@@ -43,34 +43,39 @@ def nearest(word: str, known: Sequence[str], *, listing: str = "") -> str:
 
 
 def nearest_path(path: Path, fits: Callable[[Path], bool], others: Iterable[Path] = ()) -> str:
-    """The existing path that is spelled most like ``path``, as a hint; a list of what there is without one; else nothing.
+    """The existing path that is spelled most like ``path``, as a hint; without one the names of ``others``; else nothing.
 
     Args:
         fits: whether a path is of the wanted kind.
         others: paths elsewhere that may be meant.
     """
-    import difflib
-
     here = Path(path.anchor)
-    for place, name in enumerate(parts := path.parts[1:] if path.anchor else path.parts):
+    parts = path.parts[1:] if path.anchor else path.parts
+    for place, name in enumerate(parts):
         last = place == len(parts) - 1
-        if name == ".." or ((here / name).is_dir() and not last):
-            here /= name
-            continue
-        try:
-            inside = [entry.name for entry in sorted(here.iterdir()) if (fits(entry) if last else entry.is_dir())]
-        except OSError:
-            break
-        close = difflib.get_close_matches(name, inside, n=1, cutoff=0.6)
-        if not close:
-            break
-        here /= close[0]
+        if name != ".." and (last or not (here / name).is_dir()):
+            try:
+                inside = [entry for entry in sorted(here.iterdir()) if (fits(entry) if last else entry.is_dir())]
+            except OSError:
+                break
+            close = _closest(name, inside)
+            if close is None:
+                break
+            name = close.name
+        here /= name
     else:
         if fits(here) and here != path:
             return f"did you mean '{here}'?"
     known = list(dict.fromkeys(entry for entry in others if fits(entry)))
-    for spelled in (lambda entry: entry.name, str):
-        close = difflib.get_close_matches(spelled(path), [spelled(entry) for entry in known], n=1, cutoff=0.6)
-        if close:
-            return f"did you mean '{next(entry for entry in known if spelled(entry) == close[0])}'?"
-    return f"there are {', '.join(str(entry) for entry in known[:LONG])}" if known else ""
+    if (close := _closest(path.name, known)) is not None:
+        return f"did you mean '{close}'?"
+    return f"name one of {', '.join(str(entry) for entry in known[:LONG])}" if known else ""
+
+
+def _closest(name: str, entries: Sequence[Path]) -> Path | None:
+    """The entry whose name is most like ``name``; the ending of YAML files, which all of them have, does not count."""
+    import difflib
+
+    names = [entry.name.removesuffix(".yaml") for entry in entries]
+    close = difflib.get_close_matches(name.removesuffix(".yaml"), names, n=1, cutoff=0.6)
+    return entries[names.index(close[0])] if close else None

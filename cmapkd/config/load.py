@@ -19,6 +19,7 @@ from cmapkd.config.tuning import tuned_values
 from cmapkd.errors import UserError, nearest, nearest_path
 
 LARGEST = 100_000  # values of an experiment; that of mini has 756 with every default written out
+PLANNED = "planned.yaml"  # beside the experiments, and none
 DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
 SHOWN = 100  # characters of a wrong value that a message repeats
 _WHOLE, _NUMBER, _MAPPING = "must be a whole number", "must be a number", "must be a mapping of keys to values"
@@ -111,8 +112,12 @@ def _other_file(path: Path) -> str:
         return f"name it from here: {commands.shown(root / path)}"
     places = (root / "config", root / "results", root / "docs" / "results") if root is not None else ()
     files = [file for place in places for pattern in ("*.yaml", "*/experiment.yaml") for file in sorted(place.glob(pattern))]
-    hint = nearest_path(path, lambda file: file.suffix in (".yaml", ".yml") and file.is_file(), map(commands.shown, files))
+    hint = nearest_path(path, _may_be_experiment, map(commands.shown, files))
     return hint or "name an experiment file: a clone of this repository has some in config/"
+
+
+def _may_be_experiment(file: Path) -> bool:
+    return file.suffix == ".yaml" and file.name != PLANNED and file.is_file()
 
 
 def parse_experiment(

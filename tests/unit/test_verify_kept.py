@@ -81,7 +81,7 @@ def test_without_digests_it_is_recognized_by_its_structure(listless: Path, tree:
 def test_real_results_must_be_complete(kept: Path, tree: Tree, tmp_path: Path) -> None:
     home = Path(shutil.copytree(tree.home, tmp_path / "whole" / tree.home.name))
     (home / "metrics" / "KD" / "0.npz").unlink()
-    assert [problem.file for problem in verify(home).problems][0] == str(home / "metrics" / "KD" / "0.npz")
+    assert verify(home).problems[0].file == str(home / "metrics" / "KD" / "0.npz")
     assert verify(home, kept=True).problems == []
     assert CliRunner().invoke(app, ["verify", str(kept), "--full"]).exit_code == 1
 
