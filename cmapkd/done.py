@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cmapkd import commands
+
 
 def say_what_was_made(home: str, latex: bool, dag: Any) -> None:
     """The last lines of a successful run: where to look. Only what was asked for and exists is named.
@@ -28,7 +30,9 @@ def say_what_was_made(home: str, latex: bool, dag: Any) -> None:
     there = [path for path in dict.fromkeys(shown) if Path(path).exists()]
     lines = f"\nDone: {_listed(there)}{f' ({missing})' if missing else ''}\n" if there else ""
     if (table := f"{home}/paper/table2.json") in wanted and Path(table).is_file():
-        lines += f"A number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
+        file, results = (commands.in_shell(path) for path in (Path(home, "experiment.yaml"), Path(home).parent))
+        command = commands.cmapkd(["trace", "table2", "Teacher", "i2t_r1"], file, results)
+        lines += f"A number's origin: {command}\n"
     sys.stderr.write(lines)
 
 

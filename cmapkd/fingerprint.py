@@ -20,6 +20,7 @@ NEUTRAL = (
     "cmapkd.plan",
     "cmapkd.errors",
     "cmapkd.paths",
+    "cmapkd.commands",
     "cmapkd.provenance",
     "cmapkd.cli",
     "cmapkd.fingerprint",

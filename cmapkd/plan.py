@@ -73,9 +73,8 @@ class Plan:
         for run in self.runs:
             if run.directory == directory:
                 return run
-        raise UserError(
-            key="run", value=directory, reason="is not in the plan", fix=nearest(directory, [r.directory for r in self.runs])
-        )
+        fix = nearest(directory, [r.directory for r in self.runs], listing="`cmapkd plan`")
+        raise UserError(key="run", value=directory, reason="is not in the plan", fix=fix)
 
     def deployed_teacher(self, run: Run) -> dict[str, str]:
         """Addresses of the stages of the teacher that inference with a run's result needs, by their key in its settings."""

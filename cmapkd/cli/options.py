@@ -7,13 +7,67 @@ from typing import Annotated
 
 import typer
 
+from cmapkd import commands
+from cmapkd.cli.needs import Needs
 from cmapkd.errors import UserError, nearest
 from cmapkd.paths import ResolvedPath
 
-Experiment = Annotated[Path, typer.Option("--experiment", "-e", help="experiment file")]
-Results = Annotated[Path, typer.Option("--results", help="folder that holds all experiments")]
-DEFAULT = Path("config/mini.yaml")
-RESULTS = Path("results")
+DEFAULT = commands.EXPERIMENT
+RESULTS = commands.RESULTS
+
+
+def _given(context: typer.Context, parameter: typer.CallbackParam) -> bool:
+    """Whether an option was given, and not left to its default."""
+    source = context.get_parameter_source(str(parameter.name))
+    return source is not None and source.name != "DEFAULT"  # by its name: typer may bring an enumeration of its own
+
+
+def _experiment(context: typer.Context, parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """The experiment's file: as it was given, or the default of the project that the working directory is in."""
+    if value is None or context.resilient_parsing:
+        return value
+    if _given(context, parameter):
+        commands.remember("--experiment", value)
+        return value
+    return default_experiment()
+
+
+def _results(context: typer.Context, parameter: typer.CallbackParam, value: Path) -> Path:
+    """The folder of all results: as it was given, or the project's."""
+    if context.resilient_parsing:
+        return value
+    if _given(context, parameter):
+        commands.remember("--results", value)
+        return value
+    return default_results()
+
+
+Experiment = Annotated[Path, typer.Option("--experiment", "-e", help="experiment file", callback=_experiment)]
+Results = Annotated[Path, typer.Option("--results", help="folder that holds all experiments", callback=_results)]
+
+
+def default_experiment() -> Path:
+    """`config/mini.yaml` here, or in the nearest folder above that is a project.
+
+    Raises:
+        UserError: there is neither.
+    """
+    root = commands.project()
+    if DEFAULT.is_file() or root is None:
+        if not DEFAULT.is_file():
+            raise UserError(
+                key=str(Path.cwd()),
+                reason="is in no clone of this repository, where the default experiment would be",
+                fix="run this in a clone, or name the experiment with --experiment",
+            )
+        return DEFAULT
+    return commands.shown(root / DEFAULT)
+
+
+def default_results() -> Path:
+    """`results` of the project that the working directory is in; outside of any, of the working directory."""
+    root = commands.project()
+    return RESULTS if root is None else commands.shown(root / RESULTS)
 
 
 def plan_of(experiment: Path):  # type: ignore[no-untyped-def]
@@ -56,7 +110,15 @@ def dataset_of(experiment: Path, dataset: str, there: bool = False):  # type: ig
         raise UserError(key="dataset", value=dataset, reason="is not in this experiment", fix=nearest(dataset, list(datasets)))
     if there:
         require_folders(loaded, [dataset])
+    commands.remember_dataset(dataset)
     return datasets[dataset]
+
+
+def needs_of(experiment: Path, results: Path) -> Needs:
+    """What an experiment's commands can be refused for."""
+    from cmapkd.config import load_experiment
+
+    return Needs(experiment, load_experiment(experiment).name, results)
 
 
 def paper_of(experiment: Path, results: Path):  # type: ignore[no-untyped-def]

@@ -8,14 +8,15 @@ interval is a bootstrap over the test pictures kept beside it; nothing is estima
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from cmapkd import commands
 from cmapkd.errors import UserError
 from cmapkd.export.finished import Finished
 from cmapkd.paper import paired
@@ -233,7 +234,7 @@ def _making(run: Finished) -> list[str]:
     if teacher.pretrained is not None:
         origin = f"weights {_code(portable_text(teacher.pretrained))}"
     home = f"results/{experiment.name}"
-    command = ["snakemake", "--cores", "all", "--configfile", f"{home}/experiment.yaml", "--"]
+    file, metrics = Path(home, "experiment.yaml"), f"{experiment.name}/metrics/{run.run.directory}.json"
     lines = ["## How it was made", ""]
     if run.run.name != TEACHER and experiment.runs[run.run.name].uses_teacher:
         lines += [
@@ -259,8 +260,8 @@ def _making(run: Finished) -> list[str]:
         "With the experiment's file and the code of those commits, the first makes the metrics again; the second made this:",
         "",
         "```sh",
-        shlex.join([*command, f"{home}/metrics/{run.run.directory}.json"]),
-        shlex.join(["cmapkd", "export", run.run.directory, "--to", "DIRECTORY", "--experiment", f"{home}/experiment.yaml"]),
+        commands.snakemake([metrics], file, commands.RESULTS, force=False, in_project=True),
+        commands.cmapkd(["export", run.run.directory, "--to", "DIRECTORY"], file, commands.RESULTS),
         "```",
     ]
 

@@ -114,7 +114,7 @@ def require(name: str, tag: str, key: str) -> Path:
 def missing(name: str, tag: str, key: str, why: str = "") -> UserError:
     """What to do about weights that are not here."""
     known = about(name, tag)
-    fix = "run `cmapkd weights --experiment <file>` where there is a network (the folder is $CMAPKD_CACHE/weights)"
+    fix = "run `cmapkd weights` where there is a network (the folder is $CMAPKD_CACHE/weights)"
     if url := known.get("url"):
         fix += f"; or put {Path(url).name} there"
     return UserError(

@@ -22,7 +22,7 @@ from cmapkd.files import read_json
 from cmapkd.paper import paired
 from cmapkd.paper.context import EXPERIMENT_FILE, TEACHER, PaperContext
 from cmapkd.paper.metrics import Metrics
-from cmapkd.paper.verify import open_results
+from cmapkd.paper.verify import like_results, open_results
 from cmapkd.plan import make_plan
 from cmapkd.runs import find_run
 
@@ -116,7 +116,7 @@ def find_side(text: str, experiment: ExperimentConfig, context: PaperContext, re
                 raise UserError(key="run", value=name, reason=f"is not a run of {loaded.name}", fix=fix)
             return Side(found, loaded, name)
     if colon:
-        fix = f"name a directory with an {EXPERIMENT_FILE}, or one that lies in {results}"
+        fix = like_results(Path(head) if "/" in head else results / head)
         raise UserError(key="experiment", value=head, reason="has no results here", fix=fix)
     known = list(context.directories)
     raise UserError(key="run", value=text, reason=f"is not a run of {experiment.name}", fix=nearest(text, known))
@@ -313,7 +313,7 @@ def _parts(side: Side, reader: Metrics, seed: int, task: str, split: str) -> dic
     for metric, made in parts.items():
         if stated.get(metric) is not None and not math.isclose(stated[metric], paired.value(made), abs_tol=1e-4):
             reason = f"{above}... give {metric} = {paired.value(made):.4f}, but {file.path.name} says {stated[metric]:.4f}"
-            raise UserError(key=str(file.arrays_path), reason=reason, fix="evaluate the run again")
+            raise UserError(key=str(file.arrays_path), reason=reason, fix=file.again)
     return {metric: made for metric, made in parts.items() if stated.get(metric) is not None}
 
 

@@ -191,7 +191,7 @@ def test_names_of_sides(tree: Tree) -> None:
     for name, reason, fix in (
         ("KDD", "is not a run of smoke", "did you mean 'KD'"),
         ("smoke:KDD", "is not a run of smoke", "did you mean 'KD'"),
-        ("nothing:KD", "has no results here", "experiment.yaml"),
+        ("nothing:KD", "has no results here", str(tree.home)),
     ):
         with pytest.raises(UserError, match=reason) as caught:
             side(name)

@@ -28,7 +28,8 @@ def test_what_is_kept_is_what_was_measured(tmp_path: Path) -> None:
     synthetic.write_all(context)
     tables = {name: build_table(name, context) for name in context.tables}
     kept = keep_results(context, tmp_path / "kept")
-    for path in kept[:-1]:
+    assert [path.name for path in kept[-2:]] == ["kept.json", "README.md"]
+    for path in kept[:-2]:
         assert (tmp_path / "kept" / path).read_bytes() == (context.results / path).read_bytes()
     parents = json.loads((tmp_path / "kept/paper/table2.json").read_text())["cells"]["CMAPKD"]["i2t_r1"]["parents"]
     assert len(parents) == 2

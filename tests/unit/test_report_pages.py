@@ -312,7 +312,7 @@ def test_a_run_page_shows_what_was_configured_trained_and_measured(smoke: tuple[
     for word in (
         "CMAPKD, seed 0", "progressive", "mini-student", *plan.run("CMAPKD/0").stages, "c0ffeec0ffee with uncommitted changes",
         "again from step 4 with rates x 0.5", "2024-01-02 03:04:05", "da7a" * 16, "cmapkd evaluate CMAPKD 0", "temperature",
-        "--force --configfile config/smoke.yaml -- ", "retrieval/emoji_scenes/test_render/margin", "1000 × 4",
+        "--force --configfile config/smoke.yaml --config ", "retrieval/emoji_scenes/test_render/margin", "1000 × 4",
     ):  # fmt: skip
         assert word in document.words, word
     assert text.count("<svg") == 2

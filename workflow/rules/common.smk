@@ -16,6 +16,7 @@ from cmapkd.jobs import exclusion, keep_logs
 from cmapkd.plan import make_plan
 from cmapkd.paper.experiment import paper_context
 from cmapkd import workflow as parts
+from cmapkd import workflow_text
 
 try:
     parts.share_home()
@@ -30,7 +31,7 @@ try:
     SITE = Site.read(workflow.resource_settings.default_resources)
     LAYOUT = layout(EXPERIMENT.training.ranks, SITE.ranks_per_node)
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    raise WorkflowError(workflow_text.refusal(error, workflow.configfiles, config.get("results"))) from None
 
 HOME = str(RESULTS / EXPERIMENT.name)
 # The experiment as it is, with overrides from the command line, for the sub-commands and for people. It is no input of
