@@ -97,11 +97,11 @@ check_space() {
 
 isolated_python() { "$venv/bin/python" -I -X utf8 "$@"; }
 
-# Run pip. Command-line options count more than what a pip.conf says.
+# Run pip. `--no-user` counts more than a pip.conf that wants packages in the user's folder.
 pip_install() {
   local errors status=0
   exec 3>&1 4>&2
-  errors=$(isolated_python -m pip install -q --no-input --no-deps --no-user --target= --prefix= --root= "$@" 2>&1 >&3 |
+  errors=$(isolated_python -m pip install -q --no-input --no-deps --no-user "$@" 2>&1 >&3 |
     tee >(cat >&4)) || status=$?
   exec 3>&- 4>&-
   [ "$status" != 0 ] || return 0
@@ -139,6 +139,13 @@ create() {
   }
 }
 
+# These of a pip.conf cannot be switched off on the command line.
+check_configuration() {
+  local found
+  found=$(isolated_python -m pip config list 2>/dev/null | grep -E '^(global|install)\.(target|prefix|root)=') || return 0
+  refuse "pip's configuration has $found: packages would be installed there" "\`pip config unset ${found%%=*}\`, then make setup"
+}
+
 # What pip left half-done when it was killed: it writes INSTALLER into a package's metadata after all of its files.
 remove_unfinished() {
   local site found
@@ -153,6 +160,7 @@ check_machine
 echo "Installing needs:"
 check_space
 if ! isolated_python -m pip --version >/dev/null 2>&1; then create; fi
+check_configuration
 remove_unfinished
 
 say "Installing the packages of requirements.lock (about $downloads GB to download)"
