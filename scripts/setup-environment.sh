@@ -127,7 +127,7 @@ create() {
   [ ! -e "$folder" ] || [ -f "$folder/pyvenv.cfg" ] || [ -z "$(ls -A -- "$folder")" ] ||
     refuse "$venv: $folder holds other files than an environment, and would be emptied" "name an empty folder"
   mkdir -p -- "$folder"
-  "$python" -I -m venv --clear -- "$venv" || {
+  if ! "$python" -I -c 'import ensurepip, venv' 2>/dev/null; then
     # Debian and Ubuntu ship venv apart from Python.
     echo "Installing python$version-venv, which this system keeps in a package of its own" >&2
     local as_root=""
@@ -135,7 +135,10 @@ create() {
     { command -v apt-get && { [ -z "$as_root" ] || command -v sudo; }; } >/dev/null ||
       refuse "PYTHON = $python: cannot create virtual environments" "install its package venv, or name another Python: make setup PYTHON=..."
     $as_root apt-get update -q && $as_root apt-get install -y -q "python$version-venv"
-    "$python" -I -m venv --clear -- "$venv"
+  fi
+  "$python" -I -m venv --clear -- "$folder" || {
+    where_space_is_set
+    refuse "$venv: cannot be created in $folder" "make sure that you may write there and that there is room"
   }
 }
 
