@@ -33,7 +33,10 @@ for python in 3.11 3.12 3.13 3.14 3.15; do
   done
   [ -z "$complete" ] || pythons="$pythons $python"
 done
-[ -n "$pythons" ] || { echo "error: no Python has wheels for all of these versions" >&2; resolve 3.11 x86_64 "$work/try"; }
+[ -n "$pythons" ] || {
+  echo "error: no Python has wheels for all of these versions" >&2
+  resolve 3.11 x86_64 "$work/try"
+}
 resolve "${pythons##* }" x86_64 "$work/lock" --generate-hashes
 {
   echo "# Every package of the environment, with version and SHA-256 of its files. pyproject.toml names the direct dependencies."

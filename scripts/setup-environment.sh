@@ -5,7 +5,7 @@
 # Every file is checked against the hashes of the lock. An interrupted run continues: pip skips what is installed.
 set -euo pipefail
 python=$1 venv=$2 lock=requirements.lock
-gigabytes=7 downloads=3  # of the environment, and of the files that are downloaded for it [GB]
+gigabytes=7 downloads=3 # of the environment, and of the files that are downloaded for it [GB]
 
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 refuse() { # <what is wrong> <fix>
@@ -33,14 +33,14 @@ print("%d.%d" % sys.version_info[:2], platform.machine(), sys.implementation.nam
       "make setup PYTHON=python${first:-3.11}. $on_cluster"
   read -r version machine implementation glibc <<<"$about"
   case " $pythons " in
-    "  " | *" $version "*) ;;
-    *) refuse "PYTHON = $python: is Python $version; the packages of the lock are for Python $first to $last" \
-      "make setup PYTHON=python$first. $on_cluster" ;;
+  "  " | *" $version "*) ;;
+  *) refuse "PYTHON = $python: is Python $version; the packages of the lock are for Python $first to $last" \
+    "make setup PYTHON=python$first. $on_cluster" ;;
   esac
   [ "$implementation" = cpython ] || refuse "PYTHON = $python: is $implementation" "use CPython: make setup PYTHON=python$first"
   case " $(supported machine) " in
-    "  " | *" $machine "*) ;;
-    *) refuse "$machine: the packages of the lock are for $(supported machine)" "use such a machine" ;;
+  "  " | *" $machine "*) ;;
+  *) refuse "$machine: the packages of the lock are for $(supported machine)" "use such a machine" ;;
   esac
   local oldest
   oldest=$(supported glibc)
@@ -181,6 +181,6 @@ checked=(--require-hashes --only-binary :all:)
     DS_BUILD_OPS=0 pip_install --require-hashes --no-binary "$package" --no-build-isolation -r <(only "$package")
   done
 }
-pip_install --no-index --no-build-isolation -e .
+PYTHONWARNINGS=ignore pip_install --no-index --no-build-isolation -e .
 date -u +%FT%TZ >"$venv/.complete"
 say "Environment ready"

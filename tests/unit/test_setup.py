@@ -117,7 +117,7 @@ def test_every_way_to_install_checks_hashes() -> None:
     for path in ("scripts/setup-environment.sh", "tests/cluster/apptainer.py"):
         assert "--require-hashes" in (ROOT / path).read_text(), path
     # The editable installation of the checkout takes nothing from anywhere.
-    (own,) = [line for line in SCRIPT.read_text().splitlines() if line.startswith("pip_install") and " -e " in line]
+    (own,) = [line for line in SCRIPT.read_text().splitlines() if "pip_install" in line and " -e " in line]
     assert "--no-index --no-build-isolation" in own
 
 
