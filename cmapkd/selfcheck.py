@@ -110,9 +110,9 @@ def check_versions(lock: Path) -> str:
 
 
 def parse_lock(text: str) -> dict[str, str]:
-    """Package (in its canonical spelling, PEP 503) -> version, of lines ``name==version``."""
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    pairs = (line.partition("==") for line in lines if line)
+    """Package (in its canonical spelling, PEP 503) -> version, of lines ``name==version``; hashes and options are skipped."""
+    lines = (line.partition("#")[0].strip(" \t\\") for line in text.splitlines())
+    pairs = (line.partition("==") for line in lines if line and not line.startswith("--"))
     return {_canonical(name): version for name, _, version in pairs}
 
 
