@@ -44,7 +44,7 @@ def install() -> None:
         registry.get_plugin("slurm").executor = Executor
 
 
-class Executor(PluginExecutor):  # type: ignore[misc]  # the plugin has no types
+class Executor(PluginExecutor):
     """See the module."""
 
     def __init__(self, workflow: Any, logger: Any) -> None:
