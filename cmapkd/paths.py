@@ -84,8 +84,10 @@ def resolved(text: str, base: Path | None = None) -> Path:
         raise ValueError("names the home folder of another user; write the path in full, or use `~/` for your own")
     expanded = _VARIABLE.sub(_value, text)
     path = base / (f"{_home()}{expanded[1:]}" if text.startswith("~") else expanded)
-    # A folder above a link is that of its target.
-    path = path.resolve() if ".." in path.parts else Path(os.path.normpath(path))
+    if ".." in path.parts:  # the folder above a link is that of its target; a link further down keeps its name
+        last = len(path.parts) - path.parts[::-1].index("..")
+        path = Path(*path.parts[:last]).resolve().joinpath(*path.parts[last:])
+    path = Path(os.path.normpath(path))
     # What is below the working directory is there with it; elsewhere the name itself is handed to the container.
     shown = path.relative_to(base) if path.is_relative_to(base) else path
     if found := re.search(f"[{UNBOUND}]", str(shown)):
@@ -97,12 +99,13 @@ def portable(path: str | Path, base: Path | None = None, *, variables: bool = Fa
     """A path for files that are written: ``resolve`` makes the same of it here, and what it names elsewhere.
 
     Args:
-        path: absolute, or relative to ``base``; of a `ResolvedPath` the configured text, unless that is absolute.
+        path: absolute, or relative to ``base``; of a `ResolvedPath` the configured text, unless that is absolute or goes up
+            from a folder that may be a link, which a container need not have.
         base: what a relative result is relative to; the working directory by default.
         variables: whether a variable may stand for a folder. Not for what decides on results: there, a variable that happens
             to be set would change the text, and another one on the node of a job would change the path.
     """
-    if isinstance(path, ResolvedPath) and not path.configured.startswith("/"):
+    if isinstance(path, ResolvedPath) and not re.match(r"/|(?:\.\./)*(?!\.\./).*/\.\.(?:/|$)", path.configured):
         return path.configured
     base = Path.cwd() if base is None else base.absolute()
     path = Path(os.path.normpath(base / path))

@@ -66,11 +66,11 @@ def enter_image(
     Raises:
         UserError: there is no such image, a cache cannot be made, or a name is one that Apptainer would take apart.
     """
-    for folder in (Path(home), *map(Path, folders)):
-        if found := re.search(f"[{UNBOUND}]", str(folder)):
-            reason = f"holds {found[0]!r}, and such a folder cannot be bound into a container"
-            fix = "name another one: `--config results=<folder>`" if folder == Path(home) else "rename the folder"
-            raise UserError(key="results" if folder == Path(home) else "folder", value=str(folder), reason=reason, fix=fix)
+    results, here = Path(home).parent.absolute(), Path.cwd()
+    if found := re.search(f"[{UNBOUND}]", str(results.relative_to(here) if results.is_relative_to(here) else results)):
+        reason = f"holds {found[0]!r}, and such a folder cannot be bound into a container"
+        fix = "name another one: `--config results=<folder>`"
+        raise UserError(key="results", value=str(Path(home).parent), reason=reason, fix=fix)
     caches = caches_of_jobs()
     record = Path(home) / "image.txt"
     digest = identify(Path(image), record)

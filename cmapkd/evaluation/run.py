@@ -58,8 +58,8 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
     settings = plan.stages[run.stages[-1]].settings
     name = settings["model"]["name"]
     check_student(source, history)
-    levels = bool(settings.get("teacher_pyramid") and experiment.evaluation.retrieval)
-    for address in (run.stages[-1], *((settings["teacher"], settings["teacher_pyramid"]) if levels else ())):
+    compared = bool(settings.get("teacher_pyramid") and experiment.evaluation.retrieval)
+    for address in (run.stages[-1], *((settings["teacher"], settings["teacher_pyramid"]) if compared else ())):
         stage_record(home / "stages" / address)  # its files are what it wrote
     student = towers.load(source / STUDENT)
     towers.create(name, settings["model"]["config"], "random")  # makes a name of config/models known to the tokenizer
@@ -79,7 +79,7 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
         for reference in experiment.evaluation.retrieval:
             visual, language = level_weights(*reading, splits[reference], tokenizer, preprocess, device)
             arrays |= {f"alsn/{reference}/visual": visual, f"alsn/{reference}/language": language}
-    if levels:
+    if compared:
         reference = experiment.evaluation.retrieval[0]
         measured["levels"], found = level_report(*reading, home / "stages", splits[reference], tokenizer, preprocess, device)
         arrays |= {f"levels/{reference}/{name}": array for name, array in found.items()}

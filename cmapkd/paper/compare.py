@@ -296,7 +296,7 @@ def _intervals(
             notes.append(f"no intervals for {task} on {split}: its per-query arrays are not in both metric files")
             continue
         try:
-            made = paired.differences(*parts, seeds=bool(_shared_seeds(sides)))
+            made = paired.differences(parts[0], parts[1], seeds=bool(_shared_seeds(sides)))
         except ValueError as error:
             notes.append(f"no intervals for {task} on {split}: {error}")
             continue

@@ -121,7 +121,7 @@ def _part(scores: np.ndarray, image: np.ndarray, asked: np.ndarray | None = None
     )
 
 
-def average(seeds: Sequence[Mapping[str, list[Part]]]) -> dict[str, list[Part]]:
+def average(seeds: Sequence[Mapping[str, Sequence[Part]]]) -> dict[str, list[Part]]:
     """Parts of several seeds of one run as those of their average; only metrics that all have.
 
     Raises:

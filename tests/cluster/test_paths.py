@@ -74,7 +74,7 @@ class InImage(Checkout):
 def made(tmp_path: Path) -> InImage:
     """A checkout in one folder; in another one a home folder with the data, parts of which are links to a third."""
     checkout = InImage(copy_repository(tmp_path / "check out ä").root)
-    checkout.user, store = tmp_path / "home" / "user", tmp_path / "store"
+    checkout.user, store = tmp_path / "home" / "ein é", tmp_path / "store"
     data(checkout.user / "data")
     store.mkdir()
     for name in ("flickr30k", "coco/annotations"):  # a folder of a data set, and one in it
@@ -126,7 +126,7 @@ def test_caches_and_certificates_are_in_the_image(made: InImage, thin_image: Pat
     program = (
         "import os, subprocess\nfrom cmapkd.config import load_experiment\nfrom cmapkd.start import enter_image\n"
         "enter_image(os.environ['IMAGE'], 'results/smoke', ['.'], load_experiment('config/smoke.yaml'))\n"
-        "inside = 'cat $SSL_CERT_FILE && echo x > $HF_HOME/x && echo x > $CMAPKD_CACHE/x && echo $CMAPKD_HOME'\n"
+        "inside = 'cat $SSL_CERT_FILE && echo x > \"$HF_HOME/x\" && echo x > $CMAPKD_CACHE/x && echo $CMAPKD_HOME'\n"
         "command = ['apptainer', 'exec', '--home', os.getcwd(), '--cleanenv', os.environ['IMAGE'], 'sh', '-c', inside]\n"
         "raise SystemExit(subprocess.run(command).returncode)\n"
     )
@@ -140,6 +140,6 @@ def test_caches_and_certificates_are_in_the_image(made: InImage, thin_image: Pat
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=made.root, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [f"certificate{made.user}"]
+    assert done.stdout == f"certificate{made.user}\n"
     assert (made.user / "hf/x").is_file()
     assert (tmp_path / "caches/x").is_file()

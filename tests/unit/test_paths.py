@@ -84,6 +84,12 @@ def test_a_folder_above_a_link_is_that_of_its_target(machine: Path) -> None:
     (machine / "far/away").mkdir(parents=True)
     (machine / "work/link").symlink_to(machine / "far/away")
     assert resolve("link/../x", "key") == machine / "far/x"
+    assert resolve("link/x", "key") == machine / "work/link/x", "what is configured is bound under its own name"
+    (machine / "store").symlink_to(machine / "far")
+    assert resolve("../store", "key") == machine / "store"
+    # In a container, a link that nothing but `..` goes through is not there.
+    texts = {"link/../x": f"{machine}/far/x", "../store/x": "../store/x", "../../x": "../../x", "a..b/..c": "a..b/..c"}
+    assert {text: portable(ResolvedPath(resolve(text, "key"), text)) for text in texts} == texts
 
 
 @pytest.mark.parametrize(
