@@ -129,6 +129,11 @@ def remember(option: str, value: Path) -> None:
     _given[option] = str(value)
 
 
+def given(option: str) -> Path | None:
+    """What the running command was given."""
+    return Path(_given[option]) if option in _given else None
+
+
 def forget() -> None:
     """Forget what an earlier command of this process was given."""
     _given.clear()
@@ -140,15 +145,12 @@ def remember_dataset(name: str) -> None:
     _datasets[:] = [name]
 
 
-def _dataset(text: str) -> str | None:
-    """The data set that a message is about: that of the running command, or of the path that the message names."""
-    if _datasets:
-        return _datasets[0]
-    found = re.search(r"/data/([^/'\n:]+)(?:[/'\n:]|$)", text) or re.match(r"(?:datasets\.)?([\w.-]+): root\b", text)
-    return found[1] if found else None
+def remembered_dataset() -> str | None:
+    """The data set that the running command is about."""
+    return _datasets[0] if _datasets else None
 
 
-def completed(text: str, given: Mapping[str, Any] | None = None) -> str:
+def completed(text: str, given: Mapping[str, Any] | None = None, dataset: str | None = None) -> str:
     """A message whose commands get the options that the running command was given, as far as they take and lack them.
 
     Code that reads a data set or weights does not know of the experiment's file; the command line does. A command of one data
@@ -156,6 +158,7 @@ def completed(text: str, given: Mapping[str, Any] | None = None) -> str:
 
     Args:
         given: option -> value; None: those of the running command.
+        dataset: that the message is about.
     """
     options = _given if given is None else given
 
@@ -166,8 +169,7 @@ def completed(text: str, given: Mapping[str, Any] | None = None) -> str:
             return match[0]
         if not any(words[1:3][: name.count(" ") + 1] == name.split() for name in TAKE_OPTIONS):
             return match[0]
-        dataset = _dataset(text) if words[1] == "data" and words[2] != "overlap" and len(words) == 3 else None
-        added = [dataset] if dataset else []
+        added = [dataset] if dataset and words[1] == "data" and words[2] != "overlap" and len(words) == 3 else []
         added += [word for name, value in options.items() if name not in words for word in (name, str(value))]
         return f"`{match[1]} {shlex.join(added)}`" if added else match[0]
 

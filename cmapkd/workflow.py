@@ -314,9 +314,10 @@ def outlast_slurm(submits: bool) -> None:
     Args:
         submits: whether this Snakemake may submit jobs; one that runs a single job of another Snakemake does not.
     """
-    if submits:
-        from cmapkd.slurm.executor import install  # jobs do without
+    from cmapkd.slurm.executor import install, quote_interpreter
 
+    quote_interpreter()
+    if submits:
         install()
 
 

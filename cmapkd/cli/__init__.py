@@ -19,7 +19,18 @@ from cmapkd import commands as printed
 from cmapkd.cli import machine, needs
 from cmapkd.cli import paper as commands
 from cmapkd.cli.export import export
-from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, needs_of, plan_of
+from cmapkd.cli.options import (
+    DEFAULT,
+    RESULTS,
+    Experiment,
+    Results,
+    check_weights,
+    dataset_named,
+    dataset_of,
+    home_of,
+    needs_of,
+    plan_of,
+)
 from cmapkd.cli.tune import tune
 from cmapkd.errors import UserError
 from cmapkd.jobs import ATTEMPT, TIME_LIMIT, heed_signals
@@ -359,5 +370,5 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(f"error: {printed.completed(str(error))}", err=True)
+        typer.echo(f"error: {printed.completed(str(error), dataset=dataset_named(error))}", err=True)
         raise SystemExit(2) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +113,23 @@ def dataset_of(experiment: Path, dataset: str, there: bool = False):  # type: ig
         require_folders(loaded, [dataset])
     commands.remember_dataset(dataset)
     return datasets[dataset]
+
+
+def dataset_named(error: UserError) -> str | None:
+    """The data set that a refusal is about: that of the command, or the first of the folder or kind of source that it names."""
+    from cmapkd.config import load_experiment
+
+    if "`cmapkd data " not in error.fix or commands.remembered_dataset():
+        return commands.remembered_dataset()
+    try:
+        datasets = load_experiment(commands.given("--experiment") or default_experiment()).datasets
+    except UserError:
+        return None
+    text = f"{error.key} {error.value}"
+    by_root = [name for name, config in datasets.items() if str(getattr(config, "root", None)) == str(error.value)]
+    by_folder = [name for name in datasets if re.search(rf"/data/{re.escape(name)}(?:[/\s]|$)", text)]
+    by_source = [name for name, config in datasets.items() if error.key.startswith(f"{config.source}:")]
+    return next(iter((*by_root, *by_folder, *by_source)), None)
 
 
 def needs_of(experiment: Path, results: Path) -> Needs:

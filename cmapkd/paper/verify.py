@@ -95,7 +95,10 @@ def like_results(path: Path) -> str:
     folders = [path.parent, *([root / "results", root / "docs" / "results"] if root is not None else [])]
     found = [commands.shown(file.parent) for folder in folders for file in sorted(folder.glob(f"*/{EXPERIMENT_FILE}"))]
     hint = nearest_path(path, lambda place: (place / EXPERIMENT_FILE).is_file(), found)
-    make = f"make results first: {commands.snakemake([], None, commands.default_results())}"
+    named = root / "config" / f"{path.name}.yaml" if root is not None else None
+    file = commands.shown(named) if named is not None and named.is_file() else None
+    results = path.parent if file is not None and path.parent.is_dir() else commands.default_results()
+    make = f"make results first: {commands.snakemake([], file, results)}"
     if not hint:
         return make
     beside = any(place.parent == path.parent for place in found)

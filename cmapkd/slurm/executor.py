@@ -11,6 +11,9 @@ It differs from the plugin's own executor in this; the first three are worth a r
     progress: a training that stopped with a new checkpoint is submitted again without a report of a failure.
 
 Only the process that submits jobs uses this class (``install``): jobs run with the executor ``slurm-jobstep``.
+
+All executors for jobs elsewhere write the path of Python into a shell line without quotes, so an environment in a folder with
+a blank in its name fails (also worth a report). ``quote_interpreter`` adds them.
 """
 
 from __future__ import annotations
@@ -21,14 +24,17 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_slurm import Executor as PluginExecutor
 from snakemake_executor_plugin_slurm.job_status_query import query_job_status_sacct, query_job_status_squeue
 from snakemake_executor_plugin_slurm.utils import get_job_wildcards
+from snakemake_executor_plugin_slurm_jobstep import Executor as JobstepExecutor
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from cmapkd.slurm import answers, progress, waiting
@@ -42,6 +48,14 @@ def install() -> None:
     registry = ExecutorPluginRegistry()
     if registry.is_installed("slurm"):
         registry.get_plugin("slurm").executor = Executor
+
+
+def quote_interpreter() -> None:
+    """Have executors quote the path of Python in the shell lines of jobs, in the process that submits and in jobs."""
+    for executor in (RemoteExecutor, JobstepExecutor):
+        plain = executor.get_python_executable
+        if not hasattr(plain, "__wrapped__"):
+            executor.get_python_executable = wraps(plain)(lambda self, plain=plain: shlex.quote(plain(self)))
 
 
 class Executor(PluginExecutor):

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from cmapkd import commands, workflow_text
 from cmapkd.cli import app
+from cmapkd.cli.options import dataset_named
 from cmapkd.done import say_what_was_made
 from cmapkd.errors import UserError
 from cmapkd.paper.markdown import keep_results
@@ -60,7 +61,7 @@ def said(*words: str) -> str:
     """What a command prints, or the message that refuses it; any other error is one of the test."""
     done = CliRunner().invoke(app, list(words))
     if isinstance(done.exception, UserError):
-        return commands.completed(str(done.exception))
+        return commands.completed(str(done.exception), dataset=dataset_named(done.exception))
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
@@ -284,6 +285,7 @@ def test_results_that_are_not_there_are_not_suggested(clone: Path, monkeypatch: 
     text = said("verify", "results/mino")
     assert "results/mini" not in text
     assert "make results first: snakemake --cores all" in text
+    assert "--cores all --configfile config/smoke.yaml" in said("verify", "results/smoke")
 
 
 def test_a_wrong_stage_gets_three_and_the_command_that_lists_all(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,10 +317,26 @@ def test_commands_get_what_the_running_one_was_given() -> None:
     )
     for text in ("run `cmapkd image build`", "`cmapkd plan --experiment x`", "`cmapkd verify results/a`", "no command"):
         assert commands.completed(text, given) == text
-    text = "dataset = '/r/mini/data/coco captions': no manifest here\n  fix: run `cmapkd data build` (again)"
-    assert "`cmapkd data build 'coco captions'` (again)" in commands.completed(text, {})
-    commands.remember_dataset("own")
-    assert "`cmapkd data fetch own`" in commands.completed("run `cmapkd data fetch`", {})
+    assert "`cmapkd data build 'my own'` (again)" in commands.completed("run `cmapkd data build` (again)", {}, "my own")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("dataset", "/r/paper/data/flickr30k", "flickr30k"),
+        ("shard", "x/paper/data/coco/train/000000.tar", "coco"),
+        ("coco_captions: root", "/data/photos", "coco"),  # the first of that source
+        ("sample", "/data/photos/a.tar:b", None),
+        ("dataset", "/r/paper/data/cocoa", None),
+    ],
+)
+def test_commands_of_one_data_set_name_it(key: str, value: str, name: str | None) -> None:
+    commands.remember("--experiment", REPOSITORY / "config" / "paper.yaml")
+    error = UserError(key=key, value=value, reason="is wrong", fix="run `cmapkd data build` (again)")
+    assert dataset_named(error) == name
+    assert commands.completed(error.fix, {}, name) == f"run `cmapkd data build{f' {name}' if name else ''}` (again)"
+    commands.remember_dataset("vqa")
+    assert dataset_named(error) == "vqa"
 
 
 def test_the_list_of_commands_with_options_is_that_of_the_command_line() -> None:
@@ -350,7 +368,6 @@ def test_every_command_in_the_text_of_a_message_exists() -> None:
                 text = node.value
             found |= set(commands.NAMED.findall(text))
     assert len(found) > 15
-    commands.remember_dataset("emoji_scenes")
     for command in sorted(found):
         page_examples.command_of(shlex.split(command))
         assert "<" not in command, command

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import snakemake_executor_plugin_slurm_jobstep as jobstep
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors import remote
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
-from cmapkd.slurm import progress
+from cmapkd.slurm import executor, progress
 from cmapkd.slurm.answers import Patience
 from cmapkd.slurm.executor import Executor, install
 from cmapkd.training.failures import Failures
@@ -188,3 +191,17 @@ def test_only_the_executor_of_the_plugin_is_replaced(monkeypatch: pytest.MonkeyP
     install()
     assert plugin.executor is Executor and local.executor is before[1]
     assert issubclass(Executor, before[0])
+
+
+def test_the_path_of_python_is_one_word_of_a_shell_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment may be in a folder with a blank in its name."""
+    for module in (remote, jobstep):
+        monkeypatch.setattr(module.sys, "executable", "/a b/é/python")
+    usage = SimpleNamespace(storage_settings=SimpleNamespace(shared_fs_usage=[remote.SharedFSUsage.SOFTWARE_DEPLOYMENT]))
+    kinds = (remote.RemoteExecutor, jobstep.Executor)
+    for kind in kinds:
+        monkeypatch.setattr(kind, "get_python_executable", kind.get_python_executable)  # to be put back
+    for _ in range(2):  # a second call quotes no more
+        executor.quote_interpreter()
+        for kind in kinds:
+            assert shlex.split(kind.get_python_executable(SimpleNamespace(workflow=usage))) == ["/a b/é/python"]
