@@ -66,7 +66,7 @@ def enter_image(
     Args:
         image: path of the image.
         home: folder of the experiment's results.
-        folders: that jobs see beside those that the experiment names.
+        folders: that jobs see in addition to those that the experiment names.
         experiment: that the jobs are of.
         main: whether this is the user's own process, which says when the image is of another lock.
 

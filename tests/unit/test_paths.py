@@ -157,6 +157,7 @@ def test_what_is_written(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None
     written = {work / "a/b": "a/b", work: ".", user / "x": "~/x", user: "~", Path("/scratch/me/x"): "/scratch/me/x"}
     assert {path: portable(path) for path in written} == written
     assert {path: resolve(text, "key") for path, text in written.items()} == {path: path for path in written}
+    assert resolve(portable(work / "~x/y"), "key") == work / "~x/y"
     assert portable("/scratch/me/x", variables=True) == "$SCRATCH/x"
     assert portable("/scratch/me", variables=True) == "$SCRATCH"
     assert portable("/scratch/menu", variables=True) == "/scratch/menu"
