@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cmapkd.errors import UserError
 
-# What a path may start from, apart from `~`: variables with which sites name their file systems. `HOME` and `USER` are everywhere.
+# What a path may start from, apart from `~`: variables with which sites name their file systems.
 VARIABLES = (
     "HOME", "USER", "SCRATCH", "PSCRATCH", "WORK", "WORKDIR", "PROJECT", "STORE", "DATA", "GROUP_HOME", "GROUP_SCRATCH",
     "HF_HOME", "CMAPKD_CACHE",
