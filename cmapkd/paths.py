@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cmapkd.errors import UserError
 
-# What a path may start from beside `~`: variables with which sites name their file systems. `HOME` and `USER` are everywhere.
+# What a path may start from, apart from `~`: variables with which sites name their file systems.
 VARIABLES = (
     "HOME", "USER", "SCRATCH", "PSCRATCH", "WORK", "WORKDIR", "PROJECT", "STORE", "DATA", "GROUP_HOME", "GROUP_SCRATCH",
     "HF_HOME", "CMAPKD_CACHE",
@@ -110,7 +110,8 @@ def portable(path: str | Path, base: Path | None = None, *, variables: bool = Fa
     base = Path.cwd() if base is None else base.absolute()
     path = Path(os.path.normpath(base / path))
     if path.is_relative_to(base):
-        return path.relative_to(base).as_posix()
+        text = path.relative_to(base).as_posix()
+        return f"./{text}" if text.startswith(("~", "$")) else text
     own = Path(_home())
     if own != Path("/") and path.is_relative_to(own):
         return f"~/{path.relative_to(own).as_posix()}".removesuffix("/.")

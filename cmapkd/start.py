@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd import paths
-from cmapkd.config.paths import require_folders
+from cmapkd.config.paths import require_file, require_folders
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError
 from cmapkd.image import enter, identify, other_lock, paths_in
 from cmapkd.paths import UNBOUND, cache, make_folder, resolve, user_cache
+from cmapkd.plan import Plan
 
 
 def results_folder(name: Any) -> Path:
@@ -41,14 +42,20 @@ def share_home() -> None:
     os.environ.setdefault(paths.HOME, str(paths.home()))
 
 
-def check_data(experiment: ExperimentConfig, home: str) -> None:
-    """Refuse to start where the folder of a data set is not there that has not been built yet.
+def check_files(plan: Plan, home: str) -> None:
+    """Refuse to start where a folder of data or a file of weights is not there, and what is made of it is not made yet.
 
     Raises:
-        UserError: naming all of them.
+        UserError: naming all folders of data, or the file of weights.
     """
+    experiment = plan.experiment
     open_sets = [name for name in experiment.datasets if not (Path(home) / "data" / name / "manifest.json").is_file()]
     require_folders(experiment, open_sets)
+    for address, stage in plan.stages.items():
+        if stage.method == "pretrained" and not (Path(home) / "stages" / address / "stage.json").is_file():
+            teacher = address == plan.teacher
+            weights = experiment.teacher.pretrained if teacher else experiment.student.init
+            require_file(weights, "teacher.pretrained" if teacher else "student.init")
 
 
 def enter_image(
@@ -59,7 +66,7 @@ def enter_image(
     Args:
         image: path of the image.
         home: folder of the experiment's results.
-        folders: that jobs see beside those that the experiment names.
+        folders: that jobs see in addition to those that the experiment names.
         experiment: that the jobs are of.
         main: whether this is the user's own process, which says when the image is of another lock.
 

@@ -29,7 +29,7 @@ from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import find_run, teacher_seed
-from cmapkd.start import check_data as check_data
+from cmapkd.start import check_files as check_files
 from cmapkd.start import enter_image as enter_image
 from cmapkd.start import results_folder as results_folder
 from cmapkd.start import share_home as share_home

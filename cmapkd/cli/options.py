@@ -11,7 +11,6 @@ import typer
 from cmapkd import commands
 from cmapkd.cli.needs import Needs
 from cmapkd.errors import UserError, nearest
-from cmapkd.paths import ResolvedPath
 
 DEFAULT = commands.EXPERIMENT
 RESULTS = commands.RESULTS
@@ -80,14 +79,14 @@ def plan_of(experiment: Path):  # type: ignore[no-untyped-def]
 
 def check_weights(experiment):  # type: ignore[no-untyped-def]
     """Refuse tags and paths of weights that do not exist; open_clip, which knows its tags, is imported only if they matter."""
+    from cmapkd.config.paths import require_file
+
     named = (
         (experiment.teacher.model, experiment.teacher.pretrained, "teacher.pretrained"),
         (experiment.student.model, experiment.student.init, "student.init"),
     )
     for model, init, key in named:
-        if isinstance(init, ResolvedPath) and not Path(init).exists():
-            fix = "correct the path, or use a tag of open_clip or `random`"
-            raise UserError(key=key, value=init.configured, reason=f"there is no such file (here {init})", fix=fix)
+        require_file(init, key)
         if init not in (None, "random"):
             from cmapkd.models import weights
 

@@ -79,6 +79,17 @@ def paths_of(content: Any, key: str = "") -> Iterator[tuple[str, ResolvedPath]]:
             yield from paths_of(value, f"{key}.{place}")
 
 
+def require_file(weights: str | None, key: str) -> None:
+    """Refuse weights that a path names, and that are not there; a tag says nothing of that.
+
+    Raises:
+        UserError: naming the key, with the text as configured.
+    """
+    if isinstance(weights, ResolvedPath) and not Path(weights).exists():
+        fix = "correct the path, or use a tag of open_clip"
+        raise UserError(key=key, value=weights.configured, reason=f"there is no such file (here {weights})", fix=fix)
+
+
 def missing_folders(experiment: Any, datasets: Any = None) -> list[tuple[str, ResolvedPath]]:
     """Keys and paths of data sets whose folder or file is not there.
 

@@ -152,7 +152,7 @@ def test_a_coarse_clock_of_the_results_makes_no_difference(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", "no json"])
-def test_a_damaged_record_is_made_anew(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_record_is_written_again(damage: str, tmp_path: Path) -> None:
     sif, record = tmp_path / "a.sif", tmp_path / "image.txt"
     sif.write_bytes(b"one")
     first = identify(sif, record)

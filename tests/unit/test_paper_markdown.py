@@ -58,7 +58,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_kept_experiment_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has to be read on any other: folders of data by their names, and the tuned values as a file beside it."""
+    """It has to be read on any other: folders of data by their names, and the tuned values as a file in the same folder."""
     monkeypatch.setenv("CMAPKD_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     context = synthetic.context(tmp_path, tables=("table2",), figures=())

@@ -28,7 +28,7 @@ from cmapkd.errors import UserError
 from cmapkd.paths import VARIABLES, ResolvedPath, cache, home, names_path, portable, resolve
 from cmapkd.plan import make_plan
 from cmapkd.provenance import command_line
-from cmapkd.start import check_data
+from cmapkd.start import check_files
 from cmapkd.workflow import dataset_params, overlap_params, write_effective
 
 REPOSITORY = Path(__file__).parents[2]
@@ -157,6 +157,7 @@ def test_what_is_written(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None
     written = {work / "a/b": "a/b", work: ".", user / "x": "~/x", user: "~", Path("/scratch/me/x"): "/scratch/me/x"}
     assert {path: portable(path) for path in written} == written
     assert {path: resolve(text, "key") for path, text in written.items()} == {path: path for path in written}
+    assert resolve(portable(work / "~x/y"), "key") == work / "~x/y"
     assert portable("/scratch/me/x", variables=True) == "$SCRATCH/x"
     assert portable("/scratch/me", variables=True) == "$SCRATCH"
     assert portable("/scratch/menu", variables=True) == "/scratch/menu"
@@ -333,14 +334,14 @@ def test_folders_that_are_not_there(machine: Path) -> None:
         require_folders(read, ["a"])
     assert str(machine) in str(caught.value)
     with pytest.raises(UserError) as caught:
-        check_data(read, str(machine / "work/results/x"))
+        check_files(make_plan(read), str(machine / "work/results/x"))
     assert "2 folders are not there" in str(caught.value)
     assert "datasets.v.images = '/no/such/folder': is not there" in str(caught.value)
     for name in ("a", "v"):  # built already: what they were built from may be gone
         manifest = machine / "work/results/x/data" / name / "manifest.json"
         manifest.parent.mkdir(parents=True)
         manifest.touch()
-    check_data(read, str(machine / "work/results/x"))
+    check_files(make_plan(read), str(machine / "work/results/x"))
 
 
 def test_check_lists_folders_and_fetch_refuses(machine: Path) -> None:
@@ -363,6 +364,21 @@ def test_weights_that_are_not_there_are_named_as_configured(machine: Path) -> No
     checked = CliRunner().invoke(app, ["config", "check", str(file)])
     assert isinstance(checked.exception, UserError)
     assert str(checked.exception).startswith("student.init = '~/w.pt': there is no such file (here ")
+
+
+def test_the_workflow_asks_for_weights_that_it_has_yet_to_read(machine: Path) -> None:
+    results = machine / "work/results/x"
+    for key, change in {
+        "student.init": {"student": {"model": "mini-student", "init": "~/w.pt"}},
+        "teacher.pretrained": {"teacher": {"model": "mini-teacher", "pretrained": "~/w.pt"}},
+    }.items():
+        plan = make_plan(parse_experiment({**raw(), **change}))
+        with pytest.raises(UserError, match=rf"^{key} = '~/w.pt': there is no such file"):
+            check_files(plan, str(results))
+        address = next(address for address, stage in plan.stages.items() if stage.method == "pretrained")
+        (results / "stages" / address).mkdir(parents=True)
+        (results / "stages" / address / "stage.json").touch()
+        check_files(plan, str(results))
 
 
 def test_a_recorded_command_can_be_pasted(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ wildcard_constraints:
 
 onstart:
     try:
-        parts.check_data(EXPERIMENT, HOME)
+        parts.check_files(PLAN, HOME)
     except UserError as error:
         raise WorkflowError(str(error)) from None
     parts.write_effective(EXPERIMENT, EFFECTIVE)
