@@ -178,13 +178,15 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
+    from cmapkd.data.loading import explained
     from cmapkd.training.launch import leave_rank
     from cmapkd.training.loop import train_stage
 
     home, options = results / plan.experiment.name, plan.experiment.training
     try:
         for address in stages:
-            train_stage(plan.stages[address], home, options, time_limit=time_limit, attempt=attempt)
+            with explained(options.workers, "training.workers", outside=True):
+                train_stage(plan.stages[address], home, options, time_limit=time_limit, attempt=attempt)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise SystemExit(EXIT) from None  # an unfinished job, not a failed one

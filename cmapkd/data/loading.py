@@ -11,6 +11,7 @@ import errno
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from cmapkd.errors import UserError
 WAIT = 600
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
 _SILENT = re.compile(r"DataLoader timed out after")
-_LOST = re.compile(
-    r"DataLoader worker \(pid.*\) (?:is killed|exited)|exited unexpectedly|shared memory|\(shm\)|Too many open files|ancdata"
-)
+_WORKER = re.compile(r"DataLoader worker \(pid.*\) (?:is killed|exited)")
+_LOST = re.compile(r"shared memory|\(shm\)|Too many open files|ancdata")
 _ERRNO = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN)
 
 
@@ -40,20 +40,36 @@ def load(dataset: Dataset[Any], workers: int, key: str, wait: float = WAIT, **op
         UserError: the workers send nothing, or one of them ended.
     """
     loader = DataLoader(dataset, num_workers=workers, timeout=wait if workers else 0, **options)
-    try:
+    with explained(workers, key, wait):
         yield from loader
+
+
+@contextmanager
+def explained(workers: int, key: str, wait: float = WAIT, outside: bool = False) -> Iterator[None]:
+    """Explain what becomes of a process whose workers cannot go on.
+
+    Args:
+        outside: what runs is not the loading itself. torch raises the loss of a worker wherever the process is just then.
+
+    Raises:
+        UserError: in place of torch's error.
+    """
+    trouble = None
+    try:
+        yield
     except (RuntimeError, OSError, EOFError) as error:
-        if not workers or not _is_of_workers(error):
+        if not workers or not (_WORKER.search(str(error)) if outside else _is_of_workers(error)):
             raise
-        silent = bool(_SILENT.search(str(error)))
-        what = f"sent no batch for {wait:g} seconds" if silent else f"could not go on ({_cause(error)})"
-        raise UserError(
+        what = f"sent no batch for {wait:g} seconds" if _SILENT.search(str(error)) else f"could not go on ({_cause(error)})"
+        trouble = UserError(
             key=key,
             value=workers,
             reason=f"the processes that load data {what}; {resources()}. What they printed is above",
             fix=f"{key}: 0 loads data in the training process, without shared memory; or give the job more shared memory, or a "
             "higher limit of open files (`ulimit -n`)",
-        ) from error
+        )
+    if trouble is not None:  # torch's error is gone here, and with it the loader, which would report the same loss again
+        raise trouble
 
 
 def resources() -> str:
@@ -77,7 +93,7 @@ def _is_of_workers(error: BaseException) -> bool:
     # A worker that ends while a tensor is taken over from it breaks the connection first.
     if isinstance(error, ConnectionError | EOFError) or (isinstance(error, OSError) and error.errno in _ERRNO):
         return True
-    return bool(_SILENT.search(str(error)) or _LOST.search(str(error)))
+    return any(pattern.search(str(error)) for pattern in (_SILENT, _WORKER, _LOST))
 
 
 def _cause(error: BaseException) -> str:

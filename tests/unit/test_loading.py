@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cmapkd.data.loading import SHARED_MEMORY, load, resources
+from cmapkd.data.loading import SHARED_MEMORY, explained, load, resources
 from cmapkd.errors import UserError
 
 
@@ -42,6 +42,8 @@ def test_batches_are_those_of_the_data(workers: int) -> None:
     assert torch.cat(list(load(Numbers(), workers, "training.workers", batch_size=2))).flatten().tolist() == [0, 1, 2, 3]
 
 
+# torch may notice the loss once more while the loader is taken down.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("bad", "word"), [("wait", "sent no batch for 1 seconds"), ("end", "could not go on (")])
 def test_a_worker_that_cannot_go_on_ends_the_loading_with_its_cause(bad: str, word: str) -> None:
     loaded = []
@@ -57,6 +59,16 @@ def test_a_worker_that_cannot_go_on_ends_the_loading_with_its_cause(bad: str, wo
 def test_an_error_of_the_data_stays_what_it_is() -> None:
     with pytest.raises(ValueError, match="a damaged sample"):
         list(load(Numbers("a damaged sample"), 1, "training.workers", batch_size=1))
+
+
+def test_a_loss_that_torch_raises_elsewhere_is_explained() -> None:
+    killed = "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that shared memory is short."
+    with pytest.raises(UserError, match="Bus error"), explained(2, "training.workers", outside=True):
+        raise RuntimeError(killed)
+    for workers, other in ((0, RuntimeError(killed)), (2, RuntimeError("Connection closed by peer")), (2, OSError(28, "full"))):
+        with pytest.raises(type(other)) as caught, explained(workers, "training.workers", outside=True):
+            raise other
+        assert caught.value is other
 
 
 SMALL = """
