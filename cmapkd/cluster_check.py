@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def _minutes(entry: Any) -> int | None:
     """Minutes at the first attempt; None where that depends on more than the attempt."""
     try:
         if hasattr(entry, "evaluate"):
-            entry = entry.evaluate(None, attempt=1, threads=1, input=[]).value
+            entry = entry.evaluate(None, attempt=1, threads=1, input=[], rulename="", async_run=asyncio.run).value
         return int(entry)
     except Exception:  # an expression of the user's, which Snakemake evaluates for each job
         return None

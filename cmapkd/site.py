@@ -36,8 +36,8 @@ SHIPPED, WRITTEN = "profile.yaml", "profile.v9+.yaml"
 PROFILE = FOLDER / WRITTEN
 BEGIN, END = "# >>> site", "# <<< site"
 RENEW = "cmapkd site --renew"
-_HEAD = """# Written by `cmapkd site`; git ignores this file. Edit what stands between the marks. All else comes from profile.yaml:
-# where that has changed, `cmapkd site --renew` takes it over and keeps what stands between the marks.
+_HEAD = """# Written by `cmapkd site`; git ignores this file. Edit what stands between the marks. All else comes from
+# profile.yaml: where that has changed, `cmapkd site --renew` takes it over and keeps what stands between the marks.
 # profile.yaml: sha256 {digest}
 """
 

@@ -116,8 +116,8 @@ def find(asking: Ask = ask) -> Findings:
             break
     else:
         found.missing.append(
-            "apptainer: neither it nor singularity is on the path of this machine, where Snakemake itself needs it. Where there is "
-            "a module of it (`module avail apptainer`), `module load apptainer` (or singularity) before `snakemake`; "
+            "apptainer: neither it nor singularity is on the path of this machine, where Snakemake itself needs it. Where "
+            "there is a module of it (`module avail apptainer`), `module load apptainer` (or singularity) before `snakemake`; "
             "otherwise use --workflow-profile workflow/profiles/slurm-bare"
         )
     return found
