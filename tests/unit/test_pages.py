@@ -20,6 +20,8 @@ NOT_OURS = {
     "python",
     "pip",
     "scp",
+    "export",
+    "module",
     "apptainer",
 }  # other programs in examples
 
