@@ -76,6 +76,7 @@ def take_extra(settings: Any, gpus: bool) -> Extra:
         settings.overwrite_resources = {
             rule: type(given)({name: value for name, value in given.items() if name != EXTRA}) if rule in taken else given
             for rule, given in overwritten.items()
+            if rule not in taken or len(given) > 1  # an option without values would be no command line for a job
         }
         settings.__dict__.pop("_parsed_overwrite_resources", None)  # a cached property
     defaults = settings.default_resources or {}

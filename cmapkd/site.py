@@ -51,15 +51,20 @@ def write(choice: Choice, profile: Path = PROFILE) -> None:
     _write(profile, site_part(choice))
 
 
-def renew(profile: Path = PROFILE) -> None:
+def renew(profile: Path = PROFILE) -> list[str]:
     """Write the profile of a site again from the shipped one; what stands between the marks stays, with edits by hand.
+
+    Returns:
+        Keys of the shipped site's part that are missing in this one, which an older version may have written.
 
     Raises:
         UserError: there is no profile of a site yet, or one without marks.
     """
     if not profile.is_file():
         raise UserError(key="profile", value=str(profile), reason="does not exist", fix="run `cmapkd site` first")
-    _write(profile, _parts(profile)[1])
+    part = _parts(profile)[1]
+    _write(profile, part)
+    return [key for key in _keys(_parts(profile.with_name(SHIPPED))[1]) if key not in _keys(part)]
 
 
 def outdated(folder: Path) -> str:
@@ -108,6 +113,10 @@ def _parts(profile: Path) -> tuple[str, str, str]:
             key="profile", value=str(profile), reason=f"has no part between {BEGIN!r} and {END!r}", fix="put the marks back"
         )
     return before, part, after
+
+
+def _keys(part: str) -> list[str]:
+    return re.findall(r"^([\w-]+):", part, flags=re.MULTILINE)
 
 
 def _digest(path: Path) -> str:

@@ -321,8 +321,10 @@ def site(
     from cmapkd.site_text import site_part
 
     if renew:
-        asked.renew(profile)
+        missing = asked.renew(profile)
         typer.echo(f"written: {profile}, with the site's part as it was", err=True)
+        if missing:
+            typer.echo(f"its site's part lacks {', '.join(missing)}: add it by hand, or run `cmapkd site`", err=True)
         return
     found = asked.find()
     choice = asked.choose(found, account, partition, gpu_partition)

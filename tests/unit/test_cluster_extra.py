@@ -49,6 +49,12 @@ def test_options_of_the_user_are_joined_and_no_longer_replace() -> None:
     assert "slurm_extra" not in gpu_resources(Site(4, "gres=gpu:{n}"), 1, Extra())
 
 
+def test_nothing_is_left_for_the_command_line_of_jobs() -> None:
+    given = settings(train=["slurm_extra='--exclusive'"], data_build=["slurm_extra='--exclusive'"])
+    take_extra(given, gpus=True)
+    assert given.overwrite_resources.keys() == {"data_build"}, "a rule without options of its own keeps the user's"
+
+
 def test_an_expression_of_the_user_is_evaluated_for_each_job() -> None:
     extra = take_extra(settings(train=["slurm_extra='--nice=' + str(attempt * 10)"]), gpus=True)
     resources = training_resources(Layout(1, 1), Site(), None, extra)

@@ -87,7 +87,7 @@ def messages(section: str) -> list[str]:
     return [match[1] for part in chosen for match in re.finditer(r"^### `+ ?(.+?) ?`+$", part, flags=re.MULTILINE)]
 
 
-OURS = ("Configuration", "Data", "Training", "Evaluation and paper")
+OURS = ("Configuration", "Data", "Training", "Evaluation and paper", "The profile of a cluster")
 
 
 @pytest.fixture(scope="module")

@@ -197,10 +197,12 @@ def test_a_profile_of_an_older_version_is_noted_and_renewed_with_edits_by_hand(p
     shipped = profile.with_name("profile.yaml")
     shipped.write_text(shipped.read_text().replace("retries: 3", "retries: 5"))
     assert "`cmapkd site --renew`" in of_site.outdated(profile.parent)
-    of_site.renew(profile)
+    assert of_site.renew(profile) == []
     assert of_site.outdated(profile.parent) == ""
     assert between(profile) == kept
     assert yaml.safe_load(profile.read_text())["retries"] == 5
+    profile.write_text(profile.read_text().replace("jobs: 100\n", ""))
+    assert of_site.renew(profile) == ["jobs"]
 
 
 def test_the_profile_in_use_is_that_of_the_command_line(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
