@@ -82,17 +82,23 @@ def collect(
 
 
 def code_version(package: Path | None = None) -> tuple[str, bool | str]:
-    """Commit and dirtiness of the running code: from git, else from CMAPKD_COMMIT and CMAPKD_DIRTY, else "unknown".
+    """Commit of the running code, and whether that has uncommitted changes ("dirty").
+
+    From git, else from CMAPKD_COMMIT and CMAPKD_DIRTY, else "unknown".
 
     The repository asked is the one that tracks this package's own files. An installed copy below somebody else's repository
     (a virtual environment inside it, say) is not described by that repository's commit.
+
+    A change is one of what the fingerprints cover (``cmapkd.fingerprint``) and of the packages that the code runs with: a
+    tracked file of the package or a new module in it, and ``requirements.lock``. The files of ``config/models`` and
+    ``config/deepspeed`` do not count, as their content is part of the address of each stage, nor do experiments, which are kept
+    with the results, nor pages, rules of the workflow, and the profile of a site, which change no number.
     """
     file = (package or Path(__file__).parent) / "provenance.py"
     if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is not None:
         commit = _git(file.parent, "rev-parse", "HEAD")
-        status = _git(file.parent, "status", "--porcelain")
         if commit:
-            return commit, UNKNOWN if status is None else bool(status)
+            return commit, _changed(file.parent)
     commit = os.environ.get("CMAPKD_COMMIT", "").strip() or UNKNOWN
     return commit, _truth(os.environ.get("CMAPKD_DIRTY", "")) if commit != UNKNOWN else UNKNOWN
 
@@ -159,15 +165,28 @@ def _word(argument: str) -> str:
     return f"{shlex.quote(option)}{equals}{word}" if option else word
 
 
+def _changed(package: Path) -> bool | str:
+    """Whether files of the package, or the lock beside it, differ from the commit; "unknown" if git does not answer."""
+    # Paths as they are, ended by NUL: without quotes, whatever the locale and their characters. All untracked files one by one,
+    # whatever the user's settings. No lock of the index is taken, as many jobs ask at the same time.
+    options = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    status = _git(package.parent, *options, "--", package.name, "requirements.lock")
+    if status is None:
+        return UNKNOWN
+    entries = [entry for entry in status.split("\0") if entry.strip()]
+    return any(not entry.startswith("??") or entry.endswith(".py") for entry in entries)
+
+
 def _git(directory: Path, *arguments: str) -> str | None:
     """Output of a git command, or None if git is missing or refuses."""
     # In a container the files often belong to another user; reading them is harmless, so ownership is not checked.
-    command = ["git", "-c", "safe.directory=*", "-C", str(directory), *arguments]
+    options = ["-c", "safe.directory=*", "-c", "core.fileMode=false", "--no-optional-locks", "--literal-pathspecs"]
+    command = ["git", *options, "-C", str(directory), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
 
 
 def _truth(text: str) -> bool | str:

@@ -6,7 +6,6 @@ there is a SLURM, the queue. It changes nothing and imports no torch, so it may 
 
 from __future__ import annotations
 
-import getpass
 import json
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from cmapkd.drivers import look, told
 from cmapkd.files import read_json
 from cmapkd.plan import TEACHER, Plan, Stage
 from cmapkd.runs import teacher_seed
-from cmapkd.site import Ask, ask
+from cmapkd.site import Ask, ask, user_name
 from cmapkd.slurm import waiting
 
 # Job, state, comment (rule and wildcards, as Snakemake's executor sets it), time used, reason or nodes, working directory.
@@ -212,7 +211,7 @@ def _lines(path: Path) -> list[str]:
 def queue(asking: Ask, directory: Path) -> dict[str, Job]:
     """This user's jobs that Snakemake submitted from ``directory``, by their comment; none where there is no SLURM."""
     found = {}
-    for line in (asking((*SQUEUE, "-u", getpass.getuser())) or "").splitlines():
+    for line in (asking((*SQUEUE, "-u", user_name())) or "").splitlines():
         parts = line.split("|")
         if len(parts) != 6:
             continue

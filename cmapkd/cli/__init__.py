@@ -303,15 +303,22 @@ def site(
     account: Annotated[str, typer.Option(help="whom jobs are charged to; none: the first of yours")] = "",
     partition: Annotated[str, typer.Option(help="where jobs without GPU run; none: the site's default")] = "",
     gpu_partition: Annotated[str, typer.Option(help="where trainings run; none: the one with most GPUs")] = "",
-    profile: Annotated[Path, typer.Option(help="profile whose part of the site is written")] = Path(
+    profile: Annotated[Path, typer.Option(help="the file that is written, from profile.yaml in its folder")] = Path(
         "workflow/profiles/slurm/profile.v9+.yaml"
     ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="print the part, write nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="print the site's part, write nothing")] = False,
+    renew: Annotated[bool, typer.Option(help="keep the site's part, take all else from a changed profile.yaml")] = False,
 ) -> None:
-    """Ask SLURM about this site and write the site's part of the profile `slurm`; says what it could not find."""
+    """Ask SLURM about this site and write its profile, which git ignores; prints what it chose and why, and what is missing."""
     from cmapkd import site as asked
     from cmapkd.site_text import site_part
 
+    if renew:
+        missing = asked.renew(profile)
+        typer.echo(f"written: {profile}, with the site's part as it was", err=True)
+        if missing:
+            typer.echo(f"its site's part lacks {', '.join(missing)}: add it by hand, or run `cmapkd site`", err=True)
+        return
     found = asked.find()
     choice = asked.choose(found, account, partition, gpu_partition)
     typer.echo(asked.tell(found, choice), err=True)

@@ -72,6 +72,8 @@ def copy_repository(target: Path) -> Checkout:
     """What a user's checkout holds, without its environment and results."""
     for part in ("cmapkd", "workflow", "config", "paper"):
         shutil.copytree(REPOSITORY / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+    # Facts of the maker's site, which git ignores.
+    (target / "workflow/profiles/slurm/profile.v9+.yaml").unlink(missing_ok=True)
     return Checkout(target)
 
 

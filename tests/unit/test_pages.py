@@ -20,6 +20,8 @@ NOT_OURS = {
     "python",
     "pip",
     "scp",
+    "export",
+    "module",
     "apptainer",
 }  # other programs in examples
 
@@ -87,6 +89,7 @@ def messages(section: str) -> list[str]:
 
 SETUP = "Set-up"
 OURS = ("Configuration", "Data", "Containers", "Training", "Evaluation and paper", "Waiting for SLURM")
+OURS += ("The profile of a cluster",)
 
 
 @pytest.fixture(scope="module")

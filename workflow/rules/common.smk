@@ -9,6 +9,8 @@ REPOSITORY = str(Path(workflow.basedir).parent)
 sys.path.insert(0, REPOSITORY)
 
 from cmapkd.cluster import Site, gpu_resources, layout, partition_of, training_resources
+from cmapkd.cluster_check import check_site
+from cmapkd.cluster_extra import take_extra
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
 from cmapkd.fingerprint import fingerprint
@@ -30,6 +32,9 @@ try:
     # Facts of a cluster, from its profile; without one, everything runs on this machine.
     SITE = Site.read(workflow.resource_settings.default_resources)
     LAYOUT = layout(EXPERIMENT.training.ranks, SITE.ranks_per_node)
+    check_site(workflow.resource_settings, Path(REPOSITORY), workflow.is_main_process)
+    # Before the rules are made: Snakemake would replace their own options of sbatch by the user's.
+    EXTRA = take_extra(workflow.resource_settings, bool(SITE.gpu_request))
 except UserError as error:
     raise WorkflowError(workflow_text.refusal(error, workflow.configfiles, config.get("results"))) from None
 

@@ -23,7 +23,7 @@ rule teacher:
     # Cores on each node. One for each rank: small trainings use two cores best as two trainings side by side.
     threads: LAYOUT.ranks_per_node
     resources:
-        **training_resources(LAYOUT, SITE, AVOIDED),
+        **training_resources(LAYOUT, SITE, AVOIDED, EXTRA),
     params:
         depends=lambda wildcards: parts.train_params(PLAN, wildcards.stage),
         options=OPTIONS,
