@@ -134,7 +134,7 @@ def _slurm(asking: Ask) -> list[str]:
     if (waits := waiting.read()) is None:
         return []
     # Ended jobs are listed too: the workflow may not have asked for them since.
-    listed = asking(("squeue", "-h", "-t", "all", "-o", "%i", "-u", getpass.getuser()))
+    listed = asking(("squeue", "-h", "-t", "all", "-o", "%i", "-u", user_name()))
     return waiting.told(waits, None if listed is None else set(listed.split()))
 
 
