@@ -43,6 +43,10 @@ use rule teacher as pretrained with:
     threads: 1
     resources:
         mem_mb=8000,
+    params:
+        depends=lambda wildcards: parts.pretrained_params(PLAN, HOME, wildcards.stage),
+        options=OPTIONS,
+        label=lambda wildcards: PLAN.stages[wildcards.stage].label,
 
 
 rule teacher_gate:
