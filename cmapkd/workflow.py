@@ -23,7 +23,7 @@ from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
 from cmapkd.gate import GATE
 from cmapkd.image import chosen as chosen
 from cmapkd.image import enter, identify, paths_in
-from cmapkd.models.places import cached_digest
+from cmapkd.imported import weights_params as weights_params
 from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
@@ -111,26 +111,6 @@ def train_params(plan: Plan, address: str) -> dict[str, str]:
     """Code that a stage depends on. Its configuration is in its address already."""
     method = plan.stages[address].method
     return {"code": training_code(method)}
-
-
-def pretrained_params(plan: Plan, home: str, address: str) -> dict[str, str]:
-    """What the import of weights depends on: code, and the content of what the experiment names by path.
-
-    Weights that are gone since they were imported rerun nothing: the stage has a copy.
-
-    Raises:
-        UserError: a path that holds no weights.
-    """
-    role = address.partition("-")[0]
-    teacher = role == "teacher"
-    path = Path(str(plan.experiment.teacher.pretrained if teacher else plan.experiment.student.init))
-    params = train_params(plan, address)
-    if path.exists():
-        params["weights"] = cached_digest(path, "teacher.pretrained" if teacher else "student.init")
-    elif (record := Path(home) / "stages" / address / "stage.json").is_file():
-        source = read_json(record).get("source", {})
-        params |= {"weights": source["digest"]} if "digest" in source else {}
-    return params
 
 
 def stage_inputs(plan: Plan, home: str, address: str) -> list[str]:

@@ -71,7 +71,8 @@ class WeightsDescription:
     def preprocessing(self) -> dict[str, Any]:
         """What is known of how images are prepared, under open_clip's names."""
         names = ("mean", "std", "interpolation", "resize_mode")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        known = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
 
     def completed(self, other: WeightsDescription) -> WeightsDescription:
         """This description, with what only ``other`` knows."""

@@ -11,6 +11,7 @@ TorchScript is parsed by torch's own reader, which knows no Python objects, and 
 from __future__ import annotations
 
 import math
+import pickle
 import re
 import struct
 import warnings
@@ -142,15 +143,13 @@ def _check_zip(path: Path, key: str) -> None:
 
 
 def _unpickled(error: UnpicklingError, path: Path, key: str) -> UserError:
-    """Why torch's restricted unpickler refused a file: a damaged one, or one with objects of Python."""
-    text = str(error)
-    named = re.search(r"GLOBAL ([\w.]+) was not an allowed global|Unsupported (?:global|class):? (?:GLOBAL )?([\w.]+)", text)
-    if named is None and (
-        re.search(r"Unsupported operand|invalid load key|truncated|stack underflow", text) or "\n" not in text
-    ):
-        reason, fix = "is damaged, or not a checkpoint: its pickle cannot be read", "fetch it again"
-        if named is None and "GLOBAL" not in text:
-            return UserError(key=key, value=str(path), reason=reason, fix=fix)
+    """Why torch's restricted unpickler refused a file: it holds objects of Python, or is not a pickle at all."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head != b"PK" and not (head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL):
+        reason = "is not a checkpoint of torch or safetensors, or its beginning is damaged"
+        return UserError(key=key, value=str(path), reason=reason, fix="fetch it again, or name another file")
+    named = re.search(r"GLOBAL ([\w.]+) was not an allowed global|Trying to instantiate unsupported class ([\w.]+)", str(error))
     what = f": {named[1] or named[2]}" if named else ""
     script = f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
     script += "torch.save(c.get('state_dict', c), 'weights.pt')"
