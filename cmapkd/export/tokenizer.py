@@ -1,8 +1,8 @@
 """CLIP's tokenizer as ``tokenizer.json``, which reads texts as open_clip's does, and a comparison of the two on hard texts.
 
-open_clip cleans a text before it splits it: ``ftfy`` (curly quotes, ligatures, letters of other widths, control characters, NFC),
-HTML entities, white space, small letters. The class ``CLIPTokenizer`` of ``transformers`` does the last two of these. So the
-file has a normalizer that does the others, character by character, and is read by the general class of ``transformers``.
+open_clip cleans a text before it splits it: ``ftfy`` (curly quotes, ligatures, letters of other widths, control characters,
+NFC), HTML entities, white space, small letters. The class ``CLIPTokenizer`` of ``transformers`` does the last two of these. So
+the file has a normalizer that does the others, character by character, and is read by the general class of ``transformers``.
 
 What no such normalizer can do is known, and stands in the model card: ``LIMITS``.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import html
 import html.entities
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import UserError
@@ -29,12 +30,14 @@ LIMITS = (
 # Texts on which both are compared at each export. Those of each limit stand in `BEYOND`.
 HARD_TEXTS = (
     "a photo of a dog", "A\n'll 11p223RF☆ho!!to?'d'd''d of a cat", "résumé re\u0301sume\u0301", "a_b __init__ snake_case",
-    "  two   spaces\t tab\r\nline ", "it's the dog's 2nd birthday, don't you'll we've I'D", "犬が走る 강아지 собака", "👩‍👩‍👧 🐕 🇩🇪 ❤️",
-    "ﬁne ﬀ ﬄ Ⅷ ½ ² ĳ ŉ", "don’t “quoted” ‘single’ ‚low‛ „low‟ ʼ", "&amp; &lt;b&gt; &amp;lt; &amp;amp; &eacute; &Eacute; &hellip;",
-    "&quot;quoted&quot; it&#39;s it&#x27;s &#8217; &#160; &rsquo;s AT&T &copy 2020 &nbsp;", "x" * 300, "word " * 120, "", "!", "!!",
-    "a<|endoftext|>b <|startoftext|>", "<start_of_text> x <end_of_text>", "\u200bzero \u200djoiner \ufeffmark", "Straße İstanbul ΣΊΣΥΦΟΣ",
-    "a\u00a0no\u202fbreak\u3000wide\u2028line\u2029paragraph\u0085next", "3.14 1,000 50% ½ ١٢", "ç c\u0327 한", "\x00nul \x07bell \x1b[31mred\x1b[0m \x7f",
-    "—dash… –en •", "#hashtag @user http://a.b/c?d=e&f=g", "ＦＵＬＬ ｗｉｄｔｈ １２３ ｶﾞ ￥", "\x91c1\x92 \x85 \x96", "\x0b\x0c vertical", "'ſ ſt",
+    "  two   spaces\t tab\r\nline ", "it's the dog's 2nd birthday, don't you'll we've I'D", "犬が走る 강아지 собака",
+    "👩\u200d👩\u200d👧 🐕 🇩🇪 ❤\ufe0f", "ﬁne ﬀ ﬄ Ⅷ ½ ² ĳ ŉ", "don’t “quoted” ‘single’ ‚low‛ „low‟ ʼ",
+    "&amp; &lt;b&gt; &amp;lt; &amp;amp; &eacute; &Eacute; &hellip;", "&quot;quoted&quot; it&#39;s it&#x27;s &#8217; &#160;",
+    "&rsquo;s AT&T &copy 2020 &nbsp;", "x" * 300, "word " * 120, "", "!", "!!", "a<|endoftext|>b <|startoftext|>",
+    "<start_of_text> x <end_of_text>", "\u200bzero \u200djoiner \ufeffmark", "Straße İstanbul ΣΊΣΥΦΟΣ",
+    "a\u00a0no\u202fbreak\u3000wide\u2028line\u2029paragraph\u0085next", "3.14 1,000 50% ½ ١٢", "ç c\u0327 한",
+    "\x00nul \x07bell \x1b[31mred\x1b[0m \x7f", "—dash… –en •", "#hashtag @user http://a.b/c?d=e&f=g",
+    "ＦＵＬＬ ｗｉｄｔｈ １２３ ｶﾞ ￥", "\x91c1\x92 \x85 \x96", "\x0b\x0c vertical", "'ſ ſt",
 )  # fmt: skip
 BEYOND = ("cafÃ© donâ€™t", "&#128512;", "<b>don&rsquo;t</b>", "!<end_of_text>", "&EACUTE;", "<END_OF_TEXT>")
 _SPACE = r"[\s\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
@@ -130,14 +133,28 @@ def differing(tokenizer: Any, texts: Sequence[str], context_length: int) -> list
     return found
 
 
-def compare(tokenizer: Any, context_length: int) -> dict[str, int]:
-    """Compare both on the hard texts; how many there are, and how many of those beyond ``LIMITS`` differ.
+def check_written(folder: Path, text: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare every ``tokenizer.json`` below ``folder`` with open_clip's on the hard texts, as its users will read it.
+
+    Args:
+        text: ``text_cfg`` of the model; only CLIP's own tokenizer is made here, and compared.
+
+    Returns:
+        ``texts``: how many were compared and agree; ``differing``: those beyond the limits that do not. Empty without a file.
 
     Raises:
-        UserError: a text of those that must agree does not: another version of a package splits texts otherwise.
+        UserError: a text that must agree does not: another version of a package splits texts otherwise.
     """
-    if wrong := differing(tokenizer, HARD_TEXTS, context_length):
-        reason = f"the exported tokenizer reads {len(wrong)} of {len(HARD_TEXTS)} texts otherwise than open_clip, e.g. {wrong[0]!r}"
-        fix = "install the versions of `ftfy`, `open_clip_torch` and `tokenizers` that requirements.lock names, and export again"
-        raise UserError(key="format", value="hf", reason=reason, fix=fix)
-    return {"tokenizer_texts": len(HARD_TEXTS), "tokenizer_differing": len(differing(tokenizer, BEYOND, context_length))}
+    if text.get("hf_tokenizer_name"):
+        return {}
+    from transformers import PreTrainedTokenizerFast
+
+    context, found = int(text.get("context_length", 77)), {}
+    for file in sorted(folder.rglob("tokenizer.json")):
+        reader = PreTrainedTokenizerFast.from_pretrained(file.parent)
+        if wrong := differing(reader, HARD_TEXTS, context):
+            reason = f"{file.name} reads {len(wrong)} of {len(HARD_TEXTS)} texts otherwise than open_clip, e.g. {wrong[0]!r}"
+            fix = "install `ftfy`, `open_clip_torch` and `tokenizers` in the versions of requirements.lock, and export again"
+            raise UserError(key="format", value="hf", reason=reason, fix=fix)
+        found = {"texts": len(HARD_TEXTS), "differing": differing(reader, BEYOND, context)}
+    return found

@@ -168,7 +168,7 @@ def of_shapes(shapes: Mapping[str, tuple[int, ...]], form: str, openai: bool) ->
         image_width=width,
         image_layers=_count(shapes, "visual.transformer.resblocks.") if width else None,
         patch_size=_plain(image[2:]) if width else None,
-        image_size=side * image[-1] if width and side * side + 1 == places[0] else None,
+        image_size=side * image[-1] if width and places[:1] == (side * side + 1,) else None,
         text_width=text_width,
         text_layers=_count(shapes, "transformer.resblocks."),
         context_length=positions[0] if len(positions) == 2 else None,

@@ -113,6 +113,9 @@ def _read(path: Path, key: str) -> Any:
             raise UserError(key=key, value=str(path), reason=reason, fix="name a checkpoint of torch or safetensors")
         if form == "zip":
             _check_zip(path, key)
+        if path.suffix == ".safetensors":  # torch would go by the name
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=form == "zip")
     except UnpicklingError as error:
         raise _unpickled(error, path, key) from None
