@@ -66,7 +66,17 @@ def _both(folder: Path) -> Path:
     return made
 
 
-STATING = [_archive, _state, _directory, _renamed_directory, _file_in_directory, _hugging_face, _hugging_face_file, _sharded, _both]
+STATING = [
+    _archive,
+    _state,
+    _directory,
+    _renamed_directory,
+    _file_in_directory,
+    _hugging_face,
+    _hugging_face_file,
+    _sharded,
+    _both,
+]
 
 
 @pytest.mark.parametrize("form", STATING)
@@ -182,7 +192,7 @@ def test_preprocessing_next_to_weights_is_taken_over(tmp_path: Path) -> None:
 def test_directories_that_hold_no_weights_say_what_is_missing(tmp_path: Path) -> None:
     made = _directory(tmp_path)
     (made / weights.WEIGHTS).unlink()
-    with pytest.raises(UserError, match="with open_clip_config.json, but without open_clip_model.safetensors"):
+    with pytest.raises(UserError, match=r"with open_clip_config\.json, but without open_clip_model\.safetensors"):
         weights.check_init("ViT-B-16", str(made), "student.init")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="it holds nothing"):

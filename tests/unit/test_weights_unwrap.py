@@ -52,7 +52,10 @@ def _compiled_blocks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 WRAPPED = {
     "a list of layers within": lambda s: {"model": s, "epoch": 1},
-    "two keys": lambda s: {"checkpoint": {"model_state_dict": prefixed(s, "module.")}, "optimizer": {"state": {0: torch.ones(2)}}},
+    "two keys": lambda s: {
+        "checkpoint": {"model_state_dict": prefixed(s, "module.")},
+        "optimizer": {"state": {0: torch.ones(2)}},
+    },
     "ema of lightning": lambda s: {"callbacks": {"ema": {"w": torch.ones(1)}}, "state_dict": prefixed(s, "model.")},
     "ema alone": lambda s: {"ema": prefixed(s, "module."), "step": 7},
     "TinyCLIP": lambda s: {"state_dict": _tiny_clip(s)},
