@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cmapkd.errors import UserError
 from cmapkd.files import read_json
 from cmapkd.models.places import cached_digest
 from cmapkd.plan import Plan
@@ -22,19 +23,22 @@ def path_of(plan: Plan, address: str) -> tuple[Path, str] | None:
     teacher = address.startswith("teacher-")
     named = plan.experiment.teacher.pretrained if teacher else plan.experiment.student.init
     path = Path(str(named))
-    return (path, "teacher.pretrained" if teacher else "student.init") if path.exists() else None
+    try:
+        return (path, "teacher.pretrained" if teacher else "student.init") if path.exists() else None
+    except OSError:  # a folder above it that this user may not enter
+        return None
 
 
 def weights_params(plan: Plan, home: str | Path, address: str) -> dict[str, str]:
     """What the import of weights depends on besides code: the content of what the experiment names by path.
 
     Weights that are gone since they were imported rerun nothing: the stage has a copy of them.
-
-    Raises:
-        UserError: a path that holds no weights.
     """
     if (found := path_of(plan, address)) is not None:
-        return {"weights": cached_digest(*found)}
+        try:
+            return {"weights": cached_digest(*found)}
+        except (UserError, OSError):
+            return {"weights": "not readable"}  # the import itself says why
     recorded = recorded_digest(Path(home) / "stages" / address)
     return {"weights": recorded} if recorded else {}
 

@@ -90,7 +90,11 @@ def read_weights(path: Path, key: str) -> Given:
     files = weight_files(path, key)
     content: Any = _read(files[0], key)
     for shard in files[1:]:
-        content = {**content, **_read(shard, key)}
+        more = _read(shard, key)
+        if not isinstance(content, Mapping) or not isinstance(more, Mapping):
+            reason = "holds no state dictionary, although an index lists it"
+            raise UserError(key=key, value=str(shard), reason=reason, fix="fetch it again")
+        content = {**content, **more}
     weights = unwrap(content, files[0], key)
     openai = all(name in weights for name in NUMBERS)
     weights = {name: value for name, value in weights.items() if name not in NUMBERS}

@@ -44,8 +44,11 @@ def locate(name: str, init: str, key: str) -> Path | None:
         UserError: no tag of that architecture, and no such file.
     """
     path, tags = Path(init), open_clip.list_pretrained_tags_by_model(name)
-    if path.is_dir() or path.is_file():
-        return path
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+    except OSError as error:
+        raise UserError(key=key, value=init, reason=f"cannot be read: {error.strerror}", fix="name another path") from None
     if init == "random":
         return None
     if init in tags:

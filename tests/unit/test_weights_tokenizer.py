@@ -35,8 +35,9 @@ def test_texts_beyond_the_limits_differ() -> None:
 # What captions have besides plain letters: quotes, ligatures, widths, entities, white space, controls, emoji, other scripts.
 _PIECES = (
     *" .,!?'\"-_/#@&;abcXYZ019éßŸ", "’", "‘", "“", "”", "ʼ", "ﬁ", "ﬂ", "ﬀ", "ﬃ", "ﬆ", "ĳ", "Ａ", "ｚ", "９", "\u3000", "ｶ", "ﾞ",
-    "\u00a0", "\u202f", "\u2003", "\u200b", "\u200d", "\ufe0f", "\ufeff", "\u2028", "\t", "\n", "\r\n", "\x00", "\x07", "\x1b", "\x7f",
-    "👩", "🐕", "🏽", "🇩🇪", "犬", "が", "한", "Σ", "σ", "İ", "e\u0301", "½", "Ⅷ", "²", "™", "…", "—", "&amp;", "&lt;", "&gt;",
+    "\u00a0", "\u202f", "\u2003", "\u200b", "\u200d", "\ufe0f", "\ufeff", "\u2028", "\t", "\n", "\r\n",
+    "\x00", "\x07", "\x1b", "\x7f", "👩", "🐕", "🏽",
+    "🇩🇪", "犬", "が", "한", "Σ", "σ", "İ", "e\u0301", "½", "Ⅷ", "²", "™", "…", "—", "&amp;", "&lt;", "&gt;",
     "&quot;", "&#39;", "&#x27;", "&nbsp;", "&eacute;", "&hellip;", "&rsquo;", "&copy", "'s", "'LL", "n't", " the ", " dog",
     "<end_of_text>", "<|endoftext|>", "\u0e01\u0e33", "\u0915\u094d",
 )  # fmt: skip
