@@ -16,7 +16,7 @@ from typing import Any
 from cmapkd.config.methods import CachedPart, CMAPKDConfig, PromptKDConfig, TeacherPromptsConfig
 from cmapkd.config.overlap import overlap_settings
 from cmapkd.config.schedules import StageConfig
-from cmapkd.config.schema import ExperimentConfig
+from cmapkd.config.schema import ExperimentConfig, PreprocessingConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
 from cmapkd.models import configs
@@ -213,16 +213,24 @@ def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
     teacher = plan.experiment.teacher
     model = model_settings(teacher.model, "teacher.model")
     if teacher.pretrained is not None:
-        return _add_pretrained(plan, "teacher", model, portable_text(teacher.pretrained))
+        return _add_pretrained(plan, "teacher", model, portable_text(teacher.pretrained), teacher.preprocessing)
     assert teacher.train is not None  # the schema asks for exactly one of the two
     stage = StageConfig(name="teacher", epochs=teacher.train.epochs, lr=teacher.train.lr, trains=("student", "heads"))
-    settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed)
+    stated = _stated(teacher.preprocessing)
+    settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed, **stated)
     return plan.add("teacher", settings, (), "teacher")
 
 
-def _add_pretrained(plan: Plan, role: str, model: dict[str, Any], init: str) -> str:
+def _stated(preprocessing: PreprocessingConfig | None) -> dict[str, Any]:
+    """A stage's setting of how images are prepared; nothing where the experiment states nothing, so addresses stay."""
+    return {"preprocessing": preprocessing.given()} if preprocessing is not None else {}
+
+
+def _add_pretrained(
+    plan: Plan, role: str, model: dict[str, Any], init: str, preprocessing: PreprocessingConfig | None = None
+) -> str:
     settings = {"kind": "pretrained", "model": model, "init": init, "method": {"method": "pretrained"}, "seed": 0}
-    return plan.add(role, settings, (), f"{role} (pretrained)")
+    return plan.add(role, {**settings, **_stated(preprocessing)}, (), f"{role} (pretrained)")
 
 
 def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], method: CMAPKDConfig) -> str:
@@ -281,6 +289,7 @@ def _add_teacher_cache(plan: Plan, common: dict[str, Any], part: CachedPart, sai
         # Pictures and texts are prepared as for the student.
         "model": model_settings(experiment.student.model, "student.model"),
         "init": portable_text(experiment.student.init),
+        **_stated(experiment.student.preprocessing),
         "augmentation": common["training"]["augmentation"],
         "max_pixels": common["training"]["max_pixels"],
         **{key: common[key] for key in ("distillation", "overlap") if key in common},
@@ -297,7 +306,8 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     student = model_settings(experiment.student.model, "student.model")
     parent: str | None = None
     if experiment.student.init != "random":  # fetched and read once for all runs, like the teacher's
-        parent = _add_pretrained(plan, "student", student, portable_text(experiment.student.init))
+        init = portable_text(experiment.student.init)
+        parent = _add_pretrained(plan, "student", student, init, experiment.student.preprocessing)
     start = 0.0
     addresses = []
     said = {"teacher": teacher, "teacher_pyramid": pyramid, "teacher_prompts": prompts, "student": parent}
@@ -316,6 +326,7 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
             pyramid=experiment.pyramid.model_dump(mode="json") if method.uses_pyramid else None,
             parent=parent,
             start_epochs=start,
+            **_stated(experiment.student.preprocessing),
             **({"teacher_prompts": prompts} if prompts else {}),
             **({"teacher_cache": caches} if caches else {}),
         )

@@ -19,6 +19,7 @@ from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
 from cmapkd.gate import GATE
 from cmapkd.image import chosen as chosen
+from cmapkd.imported import weights_params as weights_params
 from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext

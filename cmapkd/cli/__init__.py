@@ -199,13 +199,14 @@ def weights(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> Non
 
     The workflow does the same on the machine that runs it; nodes of a cluster often have no network.
     """
+    from cmapkd.imported import is_current
     from cmapkd.training.loop import train_stage
 
     plan = plan_of(experiment)
     home = results / plan.experiment.name
     for address, stage in plan.stages.items():
         if stage.method == "pretrained":
-            if not (home / "stages" / address / "stage.json").is_file():
+            if not is_current(plan, home, address):
                 train_stage(stage, home, plan.experiment.training)
             typer.echo(f"{address:34} {stage.settings['model']['name']} {stage.settings['init']}")
 

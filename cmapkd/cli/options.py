@@ -78,19 +78,22 @@ def plan_of(experiment: Path):  # type: ignore[no-untyped-def]
 
 
 def check_weights(experiment):  # type: ignore[no-untyped-def]
-    """Refuse tags and paths of weights that do not exist; open_clip, which knows its tags, is imported only if they matter."""
+    """Refuse weights that do not exist or are not of the named model; open_clip is imported only if there are some."""
     from cmapkd.config.paths import require_file
 
     named = (
-        (experiment.teacher.model, experiment.teacher.pretrained, "teacher.pretrained"),
-        (experiment.student.model, experiment.student.init, "student.init"),
+        (experiment.teacher, experiment.teacher.pretrained, "teacher.pretrained"),
+        (experiment.student, experiment.student.init, "student.init"),
     )
-    for model, init, key in named:
+    for role, init, key in named:
         require_file(init, key)
         if init not in (None, "random"):
             from cmapkd.models import weights
+            from cmapkd.plan import model_settings
 
-            weights.check_init(model, init, key)
+            content = model_settings(role.model, f"{key.partition('.')[0]}.model")["config"]
+            stated = role.preprocessing.given() if role.preprocessing is not None else None
+            weights.check_init(role.model, init, key, content, stated)
 
 
 def home_of(experiment: Path, results: Path) -> Path:

@@ -19,6 +19,9 @@ from cmapkd.config.training import TrainingConfig
 from cmapkd.config.tuning import TuningConfig
 from cmapkd.errors import nearest
 
+Share = Annotated[float, PydanticField(ge=0, le=1)]
+Deviation = Annotated[float, PydanticField(gt=0, le=1)]
+
 
 class PyramidConfig(Config):
     """Unified cross-modal pyramid (UCMP) and the bridge between its modalities."""
@@ -71,6 +74,36 @@ class TeacherCacheConfig(Config):
     )
 
 
+class PreprocessingConfig(Config):
+    """How images are prepared for weights that do not state it themselves, such as a checkpoint without a configuration."""
+
+    mean: tuple[Share, Share, Share] | None = Field(
+        None,
+        description="mean of red, green and blue in shares of full intensity, e.g. `[0.5, 0.5, 0.5]`; null: the weights' own",
+    )
+    std: tuple[Deviation, Deviation, Deviation] | None = Field(
+        None, description="standard deviation of red, green and blue, likewise; null: the weights' own"
+    )
+    interpolation: Literal["bicubic", "bilinear"] | None = Field(
+        None, description="how images are resized; null: the weights' own"
+    )
+    resize_mode: Literal["shortest", "longest", "squash"] | None = Field(
+        None,
+        description="what is resized to the model's size: the shortest side (and then cropped), the longest (and then padded), "
+        "or both sides (`squash`); null: the weights' own",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> PreprocessingConfig:
+        if not self.given():
+            raise ValueError("preprocessing states nothing; give mean, std, interpolation or resize_mode, or leave it out")
+        return self
+
+    def given(self) -> dict[str, object]:
+        """What is stated, as JSON."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
 class TeacherConfig(Config):
     """The teacher: pretrained weights, or trained here from scratch. Shared by all runs."""
 
@@ -81,6 +114,10 @@ class TeacherConfig(Config):
         "open_clip's, OpenAI's or Hugging Face's form",
     )
     train: TeacherTraining | None = Field(None, description="train the teacher from scratch instead")
+    preprocessing: PreprocessingConfig | None = Field(
+        None,
+        description="how its images are prepared, where its weights do not state that; null: as they state, or as OpenAI's",
+    )
     pyramid: TeacherPyramidConfig = Field(TeacherPyramidConfig(), description="how the teacher's pyramid is fitted")
     cache: TeacherCacheConfig | None = Field(
         None, description="keep its outputs on disk; needs views that can be repeated (`training.augmentation`); null: do not"
@@ -109,6 +146,9 @@ class StudentConfig(Config):
     model: str = Field("ViT-B-16", description="an open_clip model name, or the name of a file in `config/models/`")
     init: WeightsPath = Field(
         "random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`"
+    )
+    preprocessing: PreprocessingConfig | None = Field(
+        None, description="how its images are prepared, as `teacher.preprocessing`"
     )
 
 

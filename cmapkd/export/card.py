@@ -19,6 +19,7 @@ import yaml
 from cmapkd import commands
 from cmapkd.errors import UserError
 from cmapkd.export.finished import Finished
+from cmapkd.export.tokenizer import LIMITS
 from cmapkd.paper import paired
 from cmapkd.paper.statistics import Ratio, mean_sample, resample
 from cmapkd.paths import portable_text
@@ -106,7 +107,7 @@ def card(run: Finished, forms: Sequence[Form], licence: str | None = None) -> st
     """
     rows = measured(run)
     front = yaml.safe_dump(metadata(run, rows, forms, licence), sort_keys=False, allow_unicode=True, width=110)
-    parts = (_about(run), _use(forms), _results(run, rows), _making(run), _data(run, licence), _limits(run, rows))
+    parts = (_about(run), _use(run, forms), _results(run, rows), _making(run), _data(run, licence), _limits(run, rows))
     body = "\n\n".join("\n".join(part) for part in parts)
     return f"---\n{front}---\n\n{body}\n"
 
@@ -185,13 +186,24 @@ def _about(run: Finished) -> list[str]:
     ]
 
 
-def _use(forms: Sequence[Form]) -> list[str]:
+def _use(run: Finished, forms: Sequence[Form]) -> list[str]:
     lines = ["## Use"]
     for form in forms:
         if form.missing:
             lines += ["", f"Not there as {_code(form.name)}: {_plain(form.missing)}."]
         else:
             lines += ["", f"As {_code(form.name)} ({', '.join(map(_code, form.files))}):", "", "```python", form.usage, "```"]
+    own = not run.config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")
+    if own and any(file.endswith("tokenizer.json") for form in forms for file in form.files):
+        lines += [
+            "",
+            "The tokenizer (`tokenizer.json`) cleans texts as the student's own does in open_clip: curly quotes, ligatures, "
+            "letters of another width, HTML entities, control characters, white space. Load it with `AutoTokenizer` or "
+            "`CLIPProcessor`: the class `CLIPTokenizer`, where it is named itself, makes one of its own without that. "
+            "The two differ only on:",
+            "",
+            *(f"- {limit}" + ("." if limit == LIMITS[-1] else ";") for limit in LIMITS),
+        ]
     return lines
 
 

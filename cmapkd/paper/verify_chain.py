@@ -17,6 +17,7 @@ from typing import Any
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.data.shards import CLASSES, MANIFEST, read_index
 from cmapkd.files import digest, read_json
+from cmapkd.imported import replaced
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.findings import Findings
 from cmapkd.plan import Plan, Run
@@ -74,6 +75,8 @@ def check_chain(
         with findings.reading(path, f"make it again: {context.recompute(path)}"):
             _check_parents(context, findings, chain, address, path)
     check_strangers(context, findings)
+    for path, reason in replaced(plan, context.results) if plan else ():
+        findings.problem(path, reason, f"make it again: {context.recompute(path)}")
     return chain
 
 

@@ -10,7 +10,7 @@ from cmapkd.data.shards import read_manifest
 from cmapkd.files import digest, sha256_of, write_json
 from cmapkd.fingerprint import training_code
 from cmapkd.models import towers, weights
-from cmapkd.models.formats import HF_WEIGHTS
+from cmapkd.models.places import content_digests
 from cmapkd.models.weights import CONFIG, WEIGHTS
 from cmapkd.paths import names_path, resolve
 from cmapkd.plan import Stage
@@ -68,7 +68,8 @@ def import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
     key = "teacher.pretrained" if stage.address.startswith("teacher-") else "student.init"
     init = str(resolve(settings["init"], key)) if names_path(settings["init"]) else settings["init"]
     source = source_of(settings["model"]["name"], init, key)
-    model = towers.create(settings["model"]["name"], settings["model"]["config"], init, key)
+    name, stated = settings["model"]["name"], settings.get("preprocessing")
+    model = towers.create(name, settings["model"]["config"], init, key, stated)
     towers.save(model, settings["model"]["name"], directory / MODEL)
     from safetensors.torch import save_file
 
@@ -85,23 +86,31 @@ def import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
     }
     write_json(
         directory / RESULT,
-        {**content, "files": files, "summary": {"steps": 0}, "provenance": collect(started, config_digest=digest(settings))},
+        {
+            **content,
+            "files": files,
+            "summary": {"steps": 0},
+            "provenance": {**collect(started, config_digest=digest(settings)), "weights": source},
+        },
     )
 
 
-def source_of(name: str, init: str, key: str) -> dict[str, str]:
+def source_of(name: str, init: str, key: str) -> dict[str, Any]:
     """The file that pretrained weights come from, fetched if it is not here, with its digest.
+
+    Returns:
+        ``file`` and ``sha256`` of the weights; of a path also ``files``, the digests of all that decides what they are.
 
     Raises:
         UserError: it is not here and cannot be fetched, or there is no such file.
     """
-    weights.check_init(name, init, key)
-    path = Path(init)
-    if not path.exists():
-        path = weights.fetch(name, init, key)
-    names = (WEIGHTS, *HF_WEIGHTS) if path.is_dir() else ()
-    file = next((path / name for name in names if (path / name).is_file()), path)
-    return {"file": file.name, "sha256": sha256_of(file)}
+    path = weights.locate(name, init, key)
+    if path is None:
+        file = weights.fetch(name, init, key)
+        return {"file": file.name, "sha256": sha256_of(file)}
+    files = content_digests(path, key)
+    first = next(iter(files))
+    return {"file": first, "sha256": files[first], "files": files, "digest": digest(files)}
 
 
 def parents_files(stage: Stage, stages: Path) -> dict[str, dict[str, str]]:

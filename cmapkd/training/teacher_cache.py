@@ -116,7 +116,9 @@ def _preprocess(settings: Mapping[str, Any], stages: Path) -> Any:
     if settings.get("student"):
         return towers.preprocess_of(towers.load(stages / settings["student"] / MODEL))
     model = settings["model"]
-    return towers.preprocess_of(towers.create(model["name"], model["config"], settings["init"], key="student.init"))
+    stated = settings.get("preprocessing")
+    made = towers.create(model["name"], model["config"], settings["init"], key="student.init", preprocessing=stated)
+    return towers.preprocess_of(made)
 
 
 def _stream(settings: Mapping[str, Any], results: Path) -> Stream:

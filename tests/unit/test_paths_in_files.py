@@ -31,7 +31,8 @@ BARE = (
 # Made-up folders of examples and tests.
 EXAMPLES = (
     "/data/a", "/data/coco", "/data/me", "/data/photos", "/data/vqa", "/home/guest", "/home/me", "/home/somebody",
-    "/home/visitor", "/mnt/data", "/path/to", "/scratch/me", "/scratch/mea", "/scratch/menu", "/scratch/my", "/scratch/results", "/usr/g",
+    "/home/visitor", "/mnt/data", "/path/to", "/scratch/me", "/scratch/mea", "/scratch/menu", "/scratch/my",
+    "/scratch/results", "/usr/g",
 )  # fmt: skip
 
 

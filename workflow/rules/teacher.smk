@@ -43,6 +43,14 @@ use rule teacher as pretrained with:
     threads: 1
     resources:
         mem_mb=8000,
+    params:
+        depends=lambda wildcards: {
+            **parts.train_params(PLAN, wildcards.stage),
+            # Weights named by path are inputs by their content.
+            **parts.weights_params(PLAN, HOME, wildcards.stage),
+        },
+        options=OPTIONS,
+        label=lambda wildcards: PLAN.stages[wildcards.stage].label,
 
 
 rule teacher_gate:
