@@ -86,6 +86,7 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
     source.fetch()
     build = build_digest(source, dataset)
     if (finished := _finished(directory, build)) is not None:
+        _check_uses(source, finished)
         return finished
     (directory / MANIFEST).unlink(missing_ok=True)
 
@@ -212,9 +213,14 @@ def safe_key(key: str) -> str:
 
 
 def encode_record(sample: Sample) -> bytes:
-    """All fields of a sample but its image as canonical JSON (sorted keys, UTF-8)."""
+    """All fields of a sample but its image as canonical JSON (sorted keys, UTF-8).
+
+    A lone surrogate (of a file name that is not UTF-8) becomes its escape ``\\udc80``, which JSON reads back.
+    """
     content = {name: value for name, value in asdict(sample).items() if name != "image"}
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def _write_split(source: ShardSource, split: str, directory: Path, build: str) -> dict[str, Any]:
@@ -375,6 +381,14 @@ def _finished(directory: Path, build: str) -> dict[str, Any] | None:
         return verify(directory) if manifest.get("build") == build else None
     except (UserError, KeyError, TypeError):
         return None
+
+
+def _check_uses(source: ShardSource, manifest: dict[str, Any]) -> None:
+    """The uses of a split may have changed since it was built: what its manifest counted is judged by those of today."""
+    judge = getattr(source, "judge_captions", None)
+    for split, about in manifest.get("leakage", {}).items() if judge is not None else ():
+        if "without_caption" in about:
+            judge(split, about["samples"], about["without_caption"], about["without_caption_examples"])
 
 
 def _remove_strangers(folder: Path, shards: int) -> None:
