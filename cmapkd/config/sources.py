@@ -104,7 +104,7 @@ class PublicConfig(SourceConfig):
         ge=0,
         lt=1,
         unit="share",
-        description="pictures of a split that are left out, because they are missing, damaged or unusable, at which the build stops",
+        description="pictures of a split that are left out (missing, damaged, unusable) at which the build stops",
     )
     without_caption: float = Field(
         0.001,
@@ -252,7 +252,9 @@ class OwnConfig(PublicConfig):
         "label", min_length=1, description="column with the class, as a number or a name of `classes.txt`"
     )
     question_column: str = Field("question", min_length=1, description="column with a question about the picture")
-    answer_column: str = Field("answer", min_length=1, description="column with its answer, or with those of ten annotators between `|`")
+    answer_column: str = Field(
+        "answer", min_length=1, description="column with its answer, or with those of ten annotators between `|`"
+    )
     licence: str = Field("not stated", min_length=1, description="conditions of the data, kept in the manifest")
     attribution: str = Field("not stated", min_length=1, description="whom to credit, kept in the manifest")
 

@@ -12,6 +12,7 @@ from PIL import Image
 # A transform scales the shorter side to the model's (up to 336 px): this aspect ratio then costs 45 megapixels.
 MAXIMUM_ASPECT = 400
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
+SCALELESS = "its pixels are floats or 32-bit integers (Pillow's mode {}), so which value is white cannot be known"
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0
 
@@ -69,10 +70,7 @@ def is_translucent(image: Image.Image) -> bool:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """A 16-bit gray image as L, or as LA where its header names a transparent value; the upper 8 of its bits are kept."""
     if image.mode not in _SIXTEEN:
-        raise ValueError(
-            f"the pixels are {'floats' if image.mode == 'F' else '32-bit integers'} of unknown scale; "
-            "save the image with 8 or 16 unsigned bits per channel"
-        )
+        raise ValueError(SCALELESS.format(image.mode))
     values = np.asarray(image).astype(np.uint16)  # (H, W)
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))

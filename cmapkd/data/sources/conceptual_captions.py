@@ -1,9 +1,9 @@
 """Conceptual Captions 3M (Sharma et al., ACL 2018): alt-texts of the web, cleaned, with addresses of the pictures.
 
 The publisher gives captions and addresses (TSV); `img2dataset` fetches the pictures into webdataset tars (``00000.tar`` with
-``.jpg``, ``.txt`` and ``.json`` for each sample, and ``00000_stats.json`` beside). The tars are read in order and in place. A key is
-the file name, preceded by folder and tar where an earlier sample has the same one. A
-share of the addresses is dead at any time: what was asked for and what came is counted from the TSV and the statistics.
+``.jpg``, ``.txt`` and ``.json`` for each sample, and ``00000_stats.json`` with their number). The tars are read in order and in
+place. A key is the file name, preceded by folder and tar where an earlier sample has the same one. A share of the addresses is
+dead at any time: what was asked for and what came is counted from the TSV and the statistics.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from cmapkd.config.sources import ConceptualCaptionsConfig
 from cmapkd.data.sources import register_source
 from cmapkd.data.sources.public.annotations import valid
-from cmapkd.data.sources.public.base import Entry, PublicSource, Report, Unusable
+from cmapkd.data.sources.public.base import Entry, PublicSource, Report
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.ignored import own_files
-from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
+from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES, UnusableError
 from cmapkd.data.sources.public.stores import tail_digest
 from cmapkd.data.sources.public.tars import TarSample, read_tar
 from cmapkd.errors import UserError
@@ -177,13 +177,13 @@ def _picture(sample: TarSample) -> bytes | ValueError:
         return data
     inner = [extension for extension in sample.extensions if extension.rpartition(".")[2] in PICTURES]
     if inner:
-        return Unusable(
+        return UnusableError(
             f"its members are named {sample.path}.{inner[0]}: the key of webdataset ends at the first dot of the file name",
             kind="dots in names",
             fix="write the tars with names that have one dot, before the extension (22_05.jpg, not 22.05.jpg)",
         )
     has = ", ".join(f".{extension}" for extension in sample.extensions[:6])
-    return Unusable(
+    return UnusableError(
         f"the tar holds {has} of it, and none of {', '.join(PICTURES)}",
         kind="without an image",
         fix="write the tars again with the images",

@@ -69,7 +69,8 @@ class Imagenet(PublicSource):
         if inside:
             for synset in inside:
                 if synset not in labels:
-                    raise self._error(folder / synset, "is not one of the 1,000 synsets of the challenge", "move it out of this folder")
+                    reason = "is not one of the 1,000 synsets of the challenge"
+                    raise self._error(folder / synset, reason, "move it out of this folder")
                 store = Folder(folder / synset)
                 for name in sorted(store.names()):
                     entry = _entry(name, labels[synset], synset)

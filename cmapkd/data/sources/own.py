@@ -71,8 +71,9 @@ class Own(PublicSource):
     def raw(self, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
         """Samples in the order of the table, or of the sorted paths."""
         table = self._table()
+        embedded = table is not None and self._embeds(table)
         empty = True
-        for entry, data in self._embedded(table, split) if table and self._embeds(table) else self._by_path(table, split, report):
+        for entry, data in self._embedded(table, split) if table and embedded else self._by_path(table, split, report):
             empty = False
             yield entry, data
         if empty:
@@ -217,7 +218,8 @@ class Own(PublicSource):
         """Rows by number from 1, as far as their columns are configured."""
         has = self._head(table)
         if table.suffix == ".parquet":
-            yield from enumerate(parquet.rows(table, f"{self.name}: table", [name for name in self._wanted() if name in has]), 1)
+            wanted = [name for name in self._wanted() if name in has]
+            yield from enumerate(parquet.rows(table, f"{self.name}: table", wanted), 1)
         else:
             yield from read_rows(table, set(self._wanted()), self._error)
 
@@ -239,12 +241,12 @@ class Own(PublicSource):
         twice = [name for name in self._wanted() if has.count(name) > 1]
         if twice:
             raise self._error(table, f"has the column {twice[0]!r} {has.count(twice[0])} times", "rename one of them")
-        columns = f"it has {', '.join(has)}" if has else "it is empty"
+        columns = f"it has {', '.join(map(str.strip, has))}" if any(has) else "it is empty"
         self._named(table, "image_column", self.config.image_column, has, columns)
         other = {self.config.label_column, self.config.question_column} & set(has)
         by_default = "caption_columns" not in self.config.model_fields_set and other
         for column in () if by_default else self.config.caption_columns:  # a table of classes or questions needs no caption
-            self._named(table, "caption_columns", column, has, f"{columns}; without captions: `caption_columns: []`")
+            self._named(table, "caption_columns", column, has, columns)
         for key in ("split_column", "label_column", "question_column", "answer_column"):
             if key in self.config.model_fields_set:
                 self._named(table, key, getattr(self.config, key), has, columns)
@@ -252,9 +254,10 @@ class Own(PublicSource):
 
     def _named(self, table: Path, key: str, column: str, has: list[str], columns: str) -> None:
         if column not in has:
-            close = difflib.get_close_matches(column, has, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise self._error(table, f"has no column {column!r}", f"set `{key}`{hint} {columns}" if close else f"set `{key}`; {columns}")
+            close = difflib.get_close_matches(column, has, n=1, cutoff=0.5)
+            hint = f", perhaps to {close[0]!r}" if close else ""
+            none = " (without captions: `caption_columns: []`)" if key == "caption_columns" else ""
+            raise self._error(table, f"has no column {column!r}; {columns}", f"set `{key}`{hint}{none}")
 
     def _embeds(self, table: Path) -> bool:
         """Whether the images are in the table itself, by the type of the column and not by what some row holds."""
@@ -270,7 +273,9 @@ class Own(PublicSource):
         if path.suffix not in FORMS:
             raise self._error(path, "is no table of a known form", "use .csv, .tsv or .parquet")
         if not path.is_file():
-            raise self._error(path, "does not exist", "name the table relative to `root`")
+            several = any(mark in self.config.table for mark in "*?[") or path.is_dir()
+            fix = "join the parts into one table" if several else "name the table relative to `root`"
+            raise self._error(path, "names several files, and a table is one" if several else "does not exist", fix)
         return path
 
     def _inside(self, name: str, table: Path, number: int) -> str:

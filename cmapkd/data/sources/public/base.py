@@ -23,7 +23,7 @@ from cmapkd.data.sample import Question, Sample
 from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public.annotations import clean, is_blank
 from cmapkd.data.sources.public.download import PublicFile, describe, fetch_files
-from cmapkd.data.sources.public.pictures import examine
+from cmapkd.data.sources.public.pictures import UnusableError, examine
 from cmapkd.data.sources.public.stores import Store
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest
@@ -50,19 +50,6 @@ class Entry:
     label: int | None = None
     questions: list[Question] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-class Unusable(ValueError):
-    """Why an entry has no usable picture, for causes other than a missing or damaged file.
-
-    Attributes:
-        kind: the cause in a word or two; samples are counted by it.
-        fix: what helps against it.
-    """
-
-    def __init__(self, reason: str, *, kind: str, fix: str) -> None:
-        super().__init__(reason)
-        self.kind, self.fix = kind, fix
 
 
 @dataclass
@@ -198,7 +185,7 @@ class PublicSource(ABC):
             )
         except ValueError as error:
             kind = "missing" if str(error) == "missing" else "damaged"
-            if isinstance(error, Unusable):
+            if isinstance(error, UnusableError):
                 kind = error.kind
                 report.fixes[kind] = error.fix
             report.bad[kind] += 1
@@ -210,7 +197,7 @@ class PublicSource(ABC):
         captions = [text for text in map(clean, entry.captions) if not is_blank(text)][: config.captions_per_image]
         if not captions:
             report.without_caption += 1
-            report.captionless += [entry.picture] if len(report.captionless) < SHOWN else []
+            report.captionless += [entry.picture] if len(report.captionless) < 5 else []
         report.repeated_captions += len(captions) - len(set(captions))
         for question in entry.questions:
             report.answers[len(question.answers)] += 1
@@ -275,16 +262,16 @@ class PublicSource(ABC):
         else:
             return
         if refused and missing:
-            tolerated = "or raise `without_caption` to tolerate them; " if uses and "retrieval" not in uses else ""
+            share = "or raise `without_caption` of the data set to tolerate them; "
+            tolerated = share if uses is not None and "retrieval" not in uses else ""
             raise UserError(
                 key="without_caption",
                 value=self.config.without_caption,
                 reason=f"{missing} of {samples} images of {self.name}/{split} have no caption, and {use}: "
-                f"{', '.join(examples[:5])}",
-                fix=f"give these images captions or take them out of {self.root}, {tolerated}{self.caption_hint}",
+                f"{', '.join(examples)}",
+                fix=f"give these images captions or take them out of the data set's source; {tolerated}"
+                "to build again without a change does not help",
             )
-
-    caption_hint: ClassVar[str] = "building again without a change gives the same"
 
     def captioned(self) -> bool:
         """Whether captions are what this data set is for."""

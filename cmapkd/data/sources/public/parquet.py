@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cmapkd.data.sources.public.base import Unusable
+from cmapkd.data.sources.public.pictures import UnusableError
 from cmapkd.errors import UserError
 
 BATCH = 8  # rows, as each may hold a picture of 256 MiB
@@ -41,17 +41,17 @@ def rows(path: Path, key: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
             raise UserError(key=key, value=str(path), reason=f"is damaged: {error}", fix="get the file again") from None
 
 
-NO_BYTES = Unusable(
+NO_BYTES = UnusableError(
     "the cell has no bytes",
     kind="without bytes in their cells",
     fix="write the table with the encoded images in it (Hugging Face: `embed_external_files`)",
 )
 
 
-def without_bytes(name: str) -> Unusable:
+def without_bytes(name: str) -> UnusableError:
     """Why there is no image: the cell names a file of the machine on which the table was written."""
     reason = f"the cell has no bytes but the path {name!r}, and there is no such file below `root`"
-    return Unusable(reason, kind=NO_BYTES.kind, fix=f"{NO_BYTES.fix}, or put the files below `root`")
+    return UnusableError(reason, kind=NO_BYTES.kind, fix=f"{NO_BYTES.fix}, or put the files below `root`")
 
 
 def is_text(path: Path, key: str, column: str) -> bool:
@@ -65,7 +65,7 @@ def is_text(path: Path, key: str, column: str) -> bool:
         return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind))
 
 
-def picture(value: Any) -> bytes | str | Unusable:
+def picture(value: Any) -> bytes | str | UnusableError:
     """What a cell holds: the encoded image, or its path, plain or in Hugging Face's struct of ``bytes`` and ``path``."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -73,7 +73,7 @@ def picture(value: Any) -> bytes | str | Unusable:
         return NO_BYTES
     if isinstance(value, bytes | str):
         return value
-    return Unusable(
+    return UnusableError(
         f"the cell holds a {type(value).__name__}, neither an encoded image nor a path",
         kind="of another type",
         fix="write the table with encoded images (PNG or JPEG) or their paths",

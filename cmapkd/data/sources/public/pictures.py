@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from cmapkd.data.pixels import BACKGROUNDS, check_size, flatten, has_alpha, is_deep, is_translucent
+from cmapkd.data.pixels import BACKGROUNDS, SCALELESS, check_size, flatten, has_alpha, is_deep, is_translucent
 
 MAXIMUM_BYTES = 256 * 2**20  # of one encoded picture; the largest of the public sets has some 20 MB
 ORIENTATION = 0x0112  # the EXIF tag
@@ -31,6 +31,19 @@ _STRANGERS = (
     (b"\0\5\x16\7", "it holds macOS metadata (AppleDouble)"),
     (b"\0\0\0\x0cjP  ", "it is JPEG 2000: convert it to JPEG or PNG"),
 )
+
+
+class UnusableError(ValueError):
+    """Why there is no usable picture, for causes other than a missing or damaged file.
+
+    Attributes:
+        kind: the cause in a few words; samples are counted by it.
+        fix: what helps against it.
+    """
+
+    def __init__(self, reason: str, *, kind: str, fix: str) -> None:
+        super().__init__(reason)
+        self.kind, self.fix = kind, fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +92,14 @@ def examine(
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", *OTHERS))
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError, ...
-        raise ValueError(f"no picture in a known form ({_stranger(data) or _what(error)})") from None
-    check_size(image.width, image.height, max_pixels)
+        if (other := _stranger(data)) is not None:
+            fix = "convert them to PNG or JPEG or replace them"
+            raise UnusableError(f"no picture in a known form ({other})", kind="of another form", fix=fix) from None
+        raise ValueError(f"no picture in a known form ({_what(error)})") from None
+    try:
+        check_size(image.width, image.height, max_pixels)
+    except ValueError as error:
+        raise UnusableError(str(error), kind="of a size above the limits", fix="reduce them or take them out") from None
     notes = _mode_notes(image)
     if turn := _orientation(image):
         notes.append("rotated")
@@ -91,6 +110,9 @@ def examine(
             image.load()
         except Exception as error:
             raise ValueError(f"truncated or damaged ({_what(error)})") from None
+    if image.mode in ("I", "F"):
+        fix = "scale them to 8 or 16 unsigned bits per channel"
+        raise UnusableError(SCALELESS.format(image.mode), kind="with pixels of unknown scale", fix=fix)
     if is_deep(image):
         notes.append("sixteen_bits")
     if is_translucent(image):

@@ -83,5 +83,7 @@ def _head(cells: list[str], table: Path, wanted: Collection[str], error: Error) 
 
 def _damaged(table: Path, problem: Exception, row: int, error: Error) -> UserError:
     reason = f"is not {table.suffix[1:].upper()} in UTF-8, at row {row}: {problem}"
-    fix = "save it as UTF-8" if isinstance(problem, UnicodeDecodeError) else "put the cell into quotation marks, double those in it"
+    if isinstance(problem, UnicodeDecodeError) and problem.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return error(table, "is UTF-16, as some programs for Windows write it", "save it as UTF-8")
+    fix = "save it as UTF-8" if isinstance(problem, UnicodeDecodeError) else "quote the cell, double its quotation marks"
     return error(table, reason, fix)

@@ -1,8 +1,8 @@
 """Samples of a webdataset tar: members by their full path up to the first dot of the file name, wherever they are in the tar.
 
-A first pass reads the headers, so that members that are not adjacent are regrouped and a damaged header is found before anything
-is built; a second pass reads one sample at a time. Memory holds the places of the members and one sample, whatever sizes the
-headers declare. ``tarfile`` takes a damaged header for the end of the archive: the first pass compares where it stopped.
+A first pass reads the headers, so that members that are not adjacent are regrouped and a damaged header is found before any
+sample is read; a second pass reads one sample at a time. Memory holds the places of the members and one sample, whatever sizes
+the headers declare. ``tarfile`` takes a damaged header for the end of the archive: the first pass compares where it stopped.
 """
 
 from __future__ import annotations
