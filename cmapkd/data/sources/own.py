@@ -119,6 +119,10 @@ class Own(PublicSource):
             text = path.with_suffix(".txt")
             if not text.is_file():
                 raise self._error(path, f"has no {text.name} beside it", "write one with a caption a line, or use a table")
+            if not text.resolve().is_relative_to(self.root.resolve()):
+                raise self._error(
+                    text, f"is a link to {text.resolve()}, outside of `root`", "copy the file in place of the link"
+                )
             name = str(path.relative_to(self.root))
             yield Entry(name, name, self._captions_of(text))
 

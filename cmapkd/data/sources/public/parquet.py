@@ -9,7 +9,7 @@ from typing import Any
 from cmapkd.data.sources.public.pictures import UnusableError
 from cmapkd.errors import UserError
 
-BATCH = 8  # rows, as each may hold a picture of 256 MiB
+BATCH, LARGE_BATCH = 16, 2  # rows; those with images may have 256 MiB each
 RATIO, SMALL = 200, 256 * 2**20  # a column's bytes for each compressed one, and the size up to which that does not matter
 
 
@@ -35,7 +35,14 @@ def rows(path: Path, key: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
         _check_sizes(file, path, key, wanted)
         try:
             # Not memory-mapped and not pre-buffered: what was read is let go of.
-            for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
+            nested = (
+                pyarrow.types.is_struct,
+                pyarrow.types.is_binary,
+                pyarrow.types.is_large_binary,
+                pyarrow.types.is_dictionary,
+            )
+            large = any(test(file.schema_arrow.field(name).type) for name in wanted for test in nested)
+            for batch in file.iter_batches(LARGE_BATCH if large else BATCH, columns=wanted, use_threads=False):
                 yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise UserError(key=key, value=str(path), reason=f"is damaged: {error}", fix="get the file again") from None

@@ -85,5 +85,8 @@ def _damaged(table: Path, problem: Exception, row: int, error: Error) -> UserErr
     reason = f"is not {table.suffix[1:].upper()} in UTF-8, at row {row}: {problem}"
     if isinstance(problem, UnicodeDecodeError) and problem.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return error(table, "is UTF-16, as some programs for Windows write it", "save it as UTF-8")
+    if "field limit" in str(problem):
+        reason = f"row {row} has a cell of more than {csv.field_size_limit()} characters"
+        return error(table, reason, "shorten it; if it is short, a quotation mark before it is not closed")
     fix = "save it as UTF-8" if isinstance(problem, UnicodeDecodeError) else "quote the cell, double its quotation marks"
     return error(table, reason, fix)
