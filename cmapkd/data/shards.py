@@ -385,8 +385,9 @@ def _finished(directory: Path, build: str) -> dict[str, Any] | None:
 
 def _check_uses(source: ShardSource, manifest: dict[str, Any]) -> None:
     """The uses of a split may have changed since it was built: what its manifest counted is judged by those of today."""
-    judge = getattr(source, "judge_captions", None)
-    for split, about in manifest.get("leakage", {}).items() if judge is not None else ():
+    if (judge := getattr(source, "judge_captions", None)) is None:
+        return
+    for split, about in manifest.get("leakage", {}).items():
         if "without_caption" in about:
             judge(split, about["samples"], about["without_caption"], about["without_caption_examples"])
 

@@ -1,4 +1,4 @@
-"""Images of every type of pixels: 16 bits are scaled, transparency is composited, what has no scale or no sensible shape is refused."""
+"""Images of every type of pixels: 16 bits are scaled, transparency is composited, floats and narrow strips are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tars of samples: keys by path and shard, members that are not adjacent, damaged headers, and memory that no header decides."""
+"""Tars of samples: keys by path and shard, members that are not adjacent, damaged headers, sizes that only a header claims."""
 
 from __future__ import annotations
 
@@ -219,6 +219,18 @@ def test_text_that_is_not_unicode_reaches_the_shards_as_valid_json(tmp_path: Pat
     [sample] = read(tmp_path / "out", "train")
     assert sample.captions == ["� x"]
     assert sample.meta["url"] == "http://x/�"
+
+
+def test_links_are_not_followed_and_not_called_missing(tmp_path: Path) -> None:
+    path = tmp_path / "train/0.tar"
+    tar(path, pair("a", 1))
+    with tarfile.open(path, "a") as out:
+        for name, kind, target in (("b.jpg", tarfile.LNKTYPE, "a.jpg"), ("b.txt", tarfile.SYMTYPE, "/etc/passwd")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            out.addfile(member)
+    with pytest.raises(UserError, match=r"the tar holds \.jpg \(a link\), \.txt \(a link\) of it"):
+        built(tmp_path)
 
 
 def test_system_files_in_and_beside_tars_are_ignored(tmp_path: Path) -> None:

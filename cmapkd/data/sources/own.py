@@ -169,7 +169,11 @@ class Own(PublicSource):
         for column in config.caption_columns:
             entry.captions += self._texts(row, column, table, number)
         if not is_absent(label := row.get(config.label_column)):
-            entry.label = self._label(label, table, number)
+            found = self._label(label, table, number)
+            if entry.label not in (None, found):
+                reason = f"row {number} gives the class {label!r:.60} to {entry.picture}, which another row gives another class"
+                raise self._error(table, reason, "an image has one class: correct the rows, or name another `label_column`")
+            entry.label = found
         if question := self._text(row, config.question_column, table, number):
             given = self._texts(row, config.answer_column, table, number)
             answers = [clean(answer) for text in given for answer in text.split("|") if answer.strip()]
@@ -181,15 +185,18 @@ class Own(PublicSource):
     def _texts(self, row: dict[str, Any], column: str, table: Path, number: int) -> list[str]:
         """The texts of a cell that holds one or, in parquet, a list of them."""
         value = row.get(column)
-        values = [one for one in (value if isinstance(value, list) else [value]) if not is_absent(one)]
-        for one in values:
+        texts: list[str] = []
+        for one in value if isinstance(value, list) else [value]:
+            if is_absent(one):
+                continue
             if not isinstance(one, str):
                 raise self._error(
                     table,
                     f"row {number} has {one!r:.60} of the type {type(one).__name__} in the column {column!r}, expected text",
                     f"name another column, or save {column!r} as text",
                 )
-        return values
+            texts.append(one)
+        return texts
 
     def _text(self, row: dict[str, Any], column: str, table: Path, number: int) -> str | None:
         """The one text of a cell; None if there is none."""
@@ -202,6 +209,9 @@ class Own(PublicSource):
         text = str(value).strip()
         if not self.names:
             raise self._error(table, f"row {number} has a class, but {CLASSES} is missing", f"put it into {self.root}")
+        if isinstance(value, str) and self.names.count(text) > 1:
+            reason = f"row {number} has the class {text!r}, which {CLASSES} has {self.names.count(text)} times"
+            raise self._error(table, reason, "give the class by its number from 0, or give the classes different names")
         if isinstance(value, str) and text in self.names:
             return self.names.index(text)
         whole = re.sub(r"\.0+", "", text)  # pandas writes the classes of a column with gaps as 0.0, 1.0
@@ -320,7 +330,7 @@ def _encoded(path: Path) -> bytes | ValueError:
 def _pictures(folder: Path) -> list[Path]:
     """Pictures of a folder and those below it, sorted by path."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    kept = [path for path in found if not is_ignored(path.relative_to(folder))]
+    kept = [path for path in found if not is_ignored(path.relative_to(folder).as_posix())]
     return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
 
 

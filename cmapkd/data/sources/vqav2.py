@@ -70,7 +70,8 @@ class Vqav2(StoredSource):
         for record in answered.records(answers["annotations"], keys, "annotations"):
             if record["answer_type"] not in TYPES:
                 raise answered.error(f"question {record['question_id']} has the answer type {record['answer_type']!r}")
-            known[record["question_id"]] = record
+            if known.setdefault(record["question_id"], record) != record:
+                raise answered.error(f"question {record['question_id']} has two records of answers that differ")
         found: dict[int, Entry] = {}
         seen: set[int] = set()
         unanswered: list[int] = []

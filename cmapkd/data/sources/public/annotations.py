@@ -20,6 +20,8 @@ from cmapkd.data.sources.public.stores import open_zip
 from cmapkd.errors import UserError
 
 MAXIMUM_BYTES = 4 * 2**30  # of one annotation file; Visual Genome's largest has 0.7 GB
+MAXIMUM_LOADED = 2**30  # of one that is read at once; VQAv2's largest has 0.4 GB
+MAXIMUM_ELEMENT = 64 * 2**20  # characters of one element of a list
 CHUNK = 2**20  # characters read at a time
 RATIO = 200  # bytes of a zip's member for each compressed one; annotations reach 30
 SMALL = 64 * 2**20  # bytes up to which the ratio does not matter
@@ -84,6 +86,8 @@ class Annotations:
         Raises:
             UserError: no JSON, or JSON of something else.
         """
+        if not self.member and (size := self.path.stat().st_size) > MAXIMUM_LOADED:
+            raise self.error(f"has {size} bytes, more than the limit of {MAXIMUM_LOADED}")
         with self.open() as file:
             try:
                 content = json.load(file)
@@ -168,6 +172,8 @@ def _elements(file: IO[str], error: Callable[[str], UserError]) -> Iterator[dict
             if ended:
                 raise error("is no whole JSON list: truncated or damaged") from None
             # Doubling keeps a long element from being parsed anew for each chunk.
+            if len(text) - at > MAXIMUM_ELEMENT:
+                raise error(f"has an element of more than {MAXIMUM_ELEMENT} characters") from None
             more = file.read(max(CHUNK, len(text) - at))
             ended, text, at = not more, text[at:] + more, 0
             continue

@@ -77,17 +77,21 @@ def _scan(
     count, last = 0, "none"
     with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
         for member in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # tarfile remembers every member otherwise
+            archive.members.clear()  # tarfile remembers every member otherwise
             count += 1
             if member.size < 0 or member.offset_data + member.size > size or archive.offset <= member.offset:
                 raise refuse(f"is no whole tar: {member.name} declares {member.size} bytes, the tar has {size}")
             if count > MAXIMUM_MEMBERS:
                 raise refuse(f"has more than {MAXIMUM_MEMBERS} members")
-            if not member.isreg() or is_ignored(member.name):
+            link = member.issym() or member.islnk()
+            if not (member.isreg() or link) or is_ignored(member.name):
                 continue
             if member.issparse():
                 raise refuse(f"holds the sparse member {member.name}: write the tar without `--sparse`")
             name, extension = split_name(member.name)
+            if link:  # never followed, and never read as if it were missing
+                places.setdefault(name, {})[f"{extension} (a link)"] = (0, 0)
+                continue
             if member.size > limits.get(extension, member.size):
                 raise refuse(f"{member.name} declares {member.size} bytes, more than the limit of {limits[extension]}")
             members = places.setdefault(name, {})
