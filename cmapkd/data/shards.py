@@ -102,6 +102,10 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
         (directory / CLASSES).unlink(missing_ok=True)
     else:
         write_json(directory / CLASSES, {"classes": list(classes[0]), "templates": list(classes[1])})
+    leakage = source.leakage()
+    for split, about in leakage.items():
+        if split in splits and isinstance(about, dict) and "without_caption" in about:
+            splits[split]["without_caption"] = about["without_caption"]
     hashes = {split: [shard["sha256"] for shard in record["shards"]] for split, record in splits.items()}
     manifest = {
         "dataset": dataset,
@@ -109,7 +113,7 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
         "config": _config(source),
         "splits": splits,
         "sources": source.provenance(),
-        "leakage": source.leakage(),
+        "leakage": leakage,
         "build": build,
         "digest": digest({"shards": hashes, "classes": classes}),
     }

@@ -46,7 +46,7 @@ def test_what_shows_nothing_is_no_caption(text: str, tmp_path: Path) -> None:
     assert is_blank(text)
     manifest = build(options.OwnConfig, folder(tmp_path, ["a dog", text]), tmp_path / "out")
     assert manifest["splits"]["train"]["captions"] == 1
-    assert manifest["leakage"]["train"]["without_caption"] == 1
+    assert manifest["leakage"]["train"]["without_caption"] == manifest["splits"]["train"]["without_caption"] == 1
     assert manifest["leakage"]["train"]["without_caption_examples"] == ["train/001.jpg"]
 
 
@@ -63,7 +63,8 @@ def test_what_shows_something_is_a_caption(text: str) -> None:
         ("distillation", ["a dog"] * 8 + [" "] * 2, {"without_caption": 0.1}, "2 of 10 images"),
         ("retrieval", ["a dog"] * 9 + ["\u200b"], {"without_caption": 0.5}, "images and captions are searched in this split"),
         ("retrieval", ["a dog"] * 9, {}, None),
-        ("zeroshot", [""] * 3, {}, None),
+        ("zeroshot", ["a dog"] * 3, {}, "evaluation.zeroshot names this split, and no image of it has a class"),
+        ("vqa", ["a dog"] * 3, {}, "evaluation.vqa names this split, and no image of it has a question"),
         ("", [""] * 3, {}, None),
     ],
 )
@@ -76,7 +77,7 @@ def test_a_use_decides_how_many_captions_may_lack(
         return
     with pytest.raises(UserError, match=refused) as raised:
         used(tmp_path / "root", tmp_path / "out", use, **keys)
-    assert "does not help" in str(raised.value)
+    assert use in ("zeroshot", "vqa") or "does not help" in str(raised.value)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -91,7 +92,7 @@ def test_a_data_set_of_captions_without_any_is_refused_whatever_it_is_for(tmp_pa
 
 def test_a_finished_data_set_is_judged_by_the_uses_of_today(tmp_path: Path) -> None:
     folder(tmp_path / "root", ["a dog", ""])
-    used(tmp_path / "root", tmp_path / "out", "zeroshot")
+    used(tmp_path / "root", tmp_path / "out", "")
     with pytest.raises(UserError, match="1 of 2 images"):
         used(tmp_path / "root", tmp_path / "out", "retrieval")
 
@@ -137,7 +138,7 @@ def test_a_split_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
 
 
 def test_training_says_that_a_build_does_not_help(tmp_path: Path) -> None:
-    used(folder(tmp_path / "root", ["", "", "a"]), tmp_path / "out", "zeroshot")
+    used(folder(tmp_path / "root", ["", "", "a"]), tmp_path / "out", "")
     preprocess = {"size": 32, "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bicubic", "resize_mode": "shortest"}
     stream = Stream(
         [Split(tmp_path / "out", "train")], 0, lambda _: torch.zeros(1, 4, dtype=torch.long), TrainTransform(preprocess)

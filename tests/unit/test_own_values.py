@@ -216,6 +216,18 @@ def test_a_caption_ends_at_the_end_of_its_line_only(mark: str, tmp_path: Path) -
     assert built(tmp_path) == [([f"a dog{mark}on grass", "a cat", "an owl"], None)]
 
 
+def test_images_that_are_not_read_are_not_passed_over(tmp_path: Path) -> None:
+    for name, data in (("a.jfif", make.jpeg(1)), ("b.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")):
+        make.write(tmp_path / "train" / name, data)
+        make.write((tmp_path / "train" / name).with_suffix(".txt"), name)
+    make.write(tmp_path / "train" / "lonely.txt", "no image")
+    with pytest.raises(UserError, match=r"1 of 2 pictures .*\(1 of another form\).*b\.heic.*HEIC"):
+        built(tmp_path)
+    assert built(tmp_path, bad_pictures=0.5) == [(["a.jfif"], None)]
+    manifest = build(OwnConfig, tmp_path, tmp_path / "again", bad_pictures=0.5)
+    assert manifest["leakage"]["train"]["texts_without_image"] == 1
+
+
 def test_a_text_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
     make.write(tmp_path / "secret.txt", "secret")
     make.write(tmp_path / "root" / "a.jpg", make.jpeg(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import tracemalloc
@@ -192,6 +193,18 @@ def test_a_tar_with_fewer_samples_than_its_statistics_is_named(tmp_path: Path) -
     members = [(f"{name}.{extension}", data) for name, found in _groups(path) for extension, data in found.items()]
     tar(path, members[:-3])
     with pytest.raises(UserError, match=r"00001\.tar.*has 5 samples, but 00001_stats\.json says that 6"):
+        build(ConceptualCaptionsConfig, root, tmp_path / "out")
+
+
+def test_a_tar_that_is_missing_or_compressed_is_named(tmp_path: Path) -> None:
+    root = make.conceptual(tmp_path / "root", "train")
+    path = root / "train/00001.tar"
+    path.rename(tmp_path / "kept.tar")
+    with pytest.raises(UserError, match=r"00001\.tar.*is missing, and 00001_stats\.json says that 6 samples"):
+        build(ConceptualCaptionsConfig, root, tmp_path / "out")
+    (root / "train/00001_stats.json").unlink()
+    make.write(root / "train/00001.tar.gz", gzip.compress((tmp_path / "kept.tar").read_bytes()))
+    with pytest.raises(UserError, match=r"00001\.tar\.gz.*is compressed"):
         build(ConceptualCaptionsConfig, root, tmp_path / "out")
 
 

@@ -92,6 +92,11 @@ class ConceptualCaptions(PublicSource):
 
     def _tars(self, split: str) -> list[Path]:
         tars = own_files((self.root / split).glob("*.tar"))
+        if packed := [path for ending in ("*.tar.*", "*.tgz") for path in own_files((self.root / split).glob(ending))]:
+            reason = f"is compressed: it would be left out beside {len(tars)} tars that are read"
+            raise UserError(
+                key=f"{self.name}: root", value=str(packed[0]), reason=reason, fix="decompress it, or move it elsewhere"
+            )
         if not tars:
             here = sorted(path.name for path in self.root.iterdir())[:8] if self.root.is_dir() else []
             raise UserError(
@@ -110,7 +115,10 @@ class ConceptualCaptions(PublicSource):
         """What img2dataset reports: addresses asked for, pictures that came, and failures by kind."""
         counts: dict[str, int] = {}
         for path in own_files((self.root / split).glob("*_stats.json")):
-            for name, value in _statistics(path).items():
+            tar, found = path.with_name(f"{path.stem.removesuffix('_stats')}.tar"), _statistics(path)
+            if found["fetched"] and not tar.is_file():
+                raise _error(tar, f"is missing, and {path.name} says that {found['fetched']} samples were written to it")
+            for name, value in found.items():
                 counts[name] = counts.get(name, 0) + value
         if (table := self._table(split)) is not None:
             counts["addresses"] = _rows(table)

@@ -30,7 +30,9 @@ from cmapkd.data.sources.public.tables import is_absent, read_head, read_rows
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, sha256_of
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Images that are not read: they are listed, so that a build counts them as left out and does not pass them over.
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2")
 FORMS = (".csv", ".tsv", ".parquet")
 CLASSES, TEMPLATES = "classes.txt", "templates.txt"
 MAXIMUM_TEXT = 2**20  # bytes of a file of captions
@@ -81,7 +83,7 @@ class Own(PublicSource):
             raise self._error(self.root, f"has no {where}", "take the split out of `splits`, or add them")
 
     def _by_path(self, table: Path | None, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
-        for entry in self._listed(table, split, report) if table is not None else self._found(split):
+        for entry in self._listed(table, split, report) if table is not None else self._found(split, report):
             yield entry, _encoded(self.root / entry.picture)
 
     def classes(self) -> tuple[list[str], list[str]] | None:
@@ -107,7 +109,7 @@ class Own(PublicSource):
                 captions.update(f"{name}\0".encode() + (text.read_bytes() if text.is_file() else b""))
         return [*found, ("files (list)", digest([listed, captions.hexdigest()]))]
 
-    def _found(self, split: str) -> Iterator[Entry]:
+    def _found(self, split: str, report: Report) -> Iterator[Entry]:
         """Pictures of a folder with their texts."""
         if not self.root.is_dir():
             raise self._error(self.root, "is no folder", "name the folder with the pictures")
@@ -115,7 +117,9 @@ class Own(PublicSource):
         if not divided and split != "train":
             return
         base = self.root / split if divided else self.root
-        for path in _pictures(base) if base.is_dir() else []:
+        paths = _pictures(base) if base.is_dir() else []
+        report.counts["texts_without_image"] = _lonely_texts(base, paths)
+        for path in paths:
             text = path.with_suffix(".txt")
             if not text.is_file():
                 raise self._error(path, f"has no {text.name} beside it", "write one with a caption a line, or use a table")
@@ -329,9 +333,15 @@ def _encoded(path: Path) -> bytes | ValueError:
 
 def _pictures(folder: Path) -> list[Path]:
     """Pictures of a folder and those below it, sorted by path."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in (*EXTENSIONS, *UNREAD) and path.is_file())
     kept = [path for path in found if not is_ignored(path.relative_to(folder).as_posix())]
     return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _lonely_texts(folder: Path, pictures: list[Path]) -> int:
+    """How many texts of a folder and those below it have no image of the same name."""
+    known = {path.with_suffix(".txt") for path in pictures} | {folder / CLASSES, folder / TEMPLATES}
+    return sum(path not in known and not is_ignored(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt"))
 
 
 def _type(answers: list[str]) -> AnswerType:

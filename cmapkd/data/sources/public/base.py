@@ -67,6 +67,7 @@ class Report:
         captionless: the first of them.
         repeated_captions: captions that a sample has twice or more; they are kept.
         answers: questions by the number of their answers.
+        labelled: samples with a class.
         counts: whatever else the source counts (dead links, duplicated ids).
     """
 
@@ -80,6 +81,7 @@ class Report:
     captionless: list[str] = field(default_factory=list)
     repeated_captions: int = 0
     answers: Counter[int] = field(default_factory=Counter)
+    labelled: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
@@ -167,7 +169,7 @@ class PublicSource(ABC):
                 report.samples += 1
                 yield sample
         self._judge(split, report, report.samples + report.removed + report.bad.total())
-        self._judge_questions(split, report)
+        self._judge_tasks(split, report)
         self.judge_captions(split, report.samples, report.without_caption, report.captionless)
 
     def _sample(self, split: str, entry: Entry, data: bytes | ValueError, report: Report) -> Sample | None:
@@ -199,6 +201,7 @@ class PublicSource(ABC):
             report.without_caption += 1
             report.captionless += [entry.picture] if len(report.captionless) < 5 else []
         report.repeated_captions += len(captions) - len(set(captions))
+        report.labelled += entry.label is not None
         for question in entry.questions:
             report.answers[len(question.answers)] += 1
         meta = dict(entry.meta)
@@ -232,11 +235,18 @@ class PublicSource(ABC):
             reason = f"no sample of {self.name}/{split} is left: {report.removed} of {total} were removed for overlap"
             raise UserError(key="split", value=split, reason=reason, fix="use other splits, or `overlap: report`")
 
-    def _judge_questions(self, split: str, report: Report) -> None:
-        """Questions without an answer are refused; those that no accuracy is defined for, where they are to be answered."""
+    def _judge_tasks(self, split: str, report: Report) -> None:
+        """Refuse a split that lacks the classes or questions of its tasks, or has questions that no accuracy is defined for."""
         if report.answers:
             report.counts |= {f"questions_with_{n}_answers": count for n, count in sorted(report.answers.items())}
-        if self.uses is not None and "vqa" in self.uses.get(split, ()) and report.answers:
+        uses = self.uses.get(split, frozenset()) if self.uses is not None else frozenset()
+        have = {"zeroshot": ("class", report.labelled), "vqa": ("question", report.answers.total())}
+        for task, (what, count) in have.items():
+            if task in uses and not count:
+                reason = f"evaluation.{task} names this split, and no image of it has a {what}"
+                fix = f"add them to the data set's source, or take the split out of evaluation.{task}"
+                raise UserError(key=f"{self.name}/{split}", reason=reason, fix=fix)
+        if "vqa" in uses:
             accuracy_name(report.answers, key=f"{self.name}/{split}")
 
     def judge_captions(self, split: str, samples: int, missing: int, examples: Sequence[str]) -> None:

@@ -30,6 +30,8 @@ _STRANGERS = (
     (b"PK\x03\x04", "it is a zip"),
     (b"\0\5\x16\7", "it holds macOS metadata (AppleDouble)"),
     (b"\0\0\0\x0cjP  ", "it is JPEG 2000: convert it to JPEG or PNG"),
+    (b"\0\0\0\x0cJXL ", "it is JPEG XL: convert it to JPEG or PNG"),
+    (b"\xff\x0a", "it is JPEG XL: convert it to JPEG or PNG"),
 )
 
 

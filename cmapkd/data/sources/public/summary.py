@@ -8,6 +8,7 @@ from typing import Any
 _COUNTS = {
     "repeated_captions": "captions that their image has twice (kept)",
     "duplicated_ids": "records with an id that occurred before (joined)",
+    "texts_without_image": "texts without an image (not used)",
     "without_description": "images without a description (left out)",
     "dead_links": "addresses without an image",
 }
