@@ -1,10 +1,12 @@
 # CMAPKD from a fresh machine: `make paper` and `make test` set up all they need, and do nothing twice.
-# Needs Python 3.11 or newer and make. `make help` lists what there is.
+# Needs Linux, Python 3.11 to 3.13 and make. `make help` lists what there is.
 
 PYTHON ?= python3
 CONFIG ?= config/mini.yaml
 CORES ?= all
 SEEDS ?=
+# A program that runs the unit tests as somebody else: CI runs them without root.
+UNIT_AS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --configfile $(CONFIG) \
@@ -46,7 +48,7 @@ tune: setup ## search the settings of the runs of CONFIG on its validation split
 test: setup lint docs unit workflow-tests ## everything that CI checks
 
 unit: setup ## unit tests
-	$(BIN)/python -m pytest tests/unit -q -m "not network" -n 2 --dist loadfile
+	$(UNIT_AS) $(BIN)/python -m pytest tests/unit -q -m "not network" -n 2 --dist loadfile
 
 pipeline: setup browser ## the real workflow on config/smoke.yaml
 	$(BIN)/python -m pytest tests/pipeline -q

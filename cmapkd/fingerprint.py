@@ -19,6 +19,8 @@ NEUTRAL = (
     "cmapkd.config",
     "cmapkd.plan",
     "cmapkd.errors",
+    "cmapkd.paths",
+    "cmapkd.commands",
     "cmapkd.provenance",
     "cmapkd.cli",
     "cmapkd.fingerprint",

@@ -20,6 +20,7 @@ from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
 from cmapkd.models import configs
+from cmapkd.paths import portable_text
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "config"
@@ -72,9 +73,8 @@ class Plan:
         for run in self.runs:
             if run.directory == directory:
                 return run
-        raise UserError(
-            key="run", value=directory, reason="is not in the plan", fix=nearest(directory, [r.directory for r in self.runs])
-        )
+        fix = nearest(directory, [r.directory for r in self.runs], listing="`cmapkd plan`")
+        raise UserError(key="run", value=directory, reason="is not in the plan", fix=fix)
 
     def deployed_teacher(self, run: Run) -> dict[str, str]:
         """Addresses of the stages of the teacher that inference with a run's result needs, by their key in its settings."""
@@ -213,7 +213,7 @@ def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
     teacher = plan.experiment.teacher
     model = model_settings(teacher.model, "teacher.model")
     if teacher.pretrained is not None:
-        return _add_pretrained(plan, "teacher", model, teacher.pretrained)
+        return _add_pretrained(plan, "teacher", model, portable_text(teacher.pretrained))
     assert teacher.train is not None  # the schema asks for exactly one of the two
     stage = StageConfig(name="teacher", epochs=teacher.train.epochs, lr=teacher.train.lr, trains=("student", "heads"))
     settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed)
@@ -280,7 +280,7 @@ def _add_teacher_cache(plan: Plan, common: dict[str, Any], part: CachedPart, sai
         "pyramid": experiment.pyramid.model_dump(mode="json") if part == "pyramid" else None,
         # Pictures and texts are prepared as for the student.
         "model": model_settings(experiment.student.model, "student.model"),
-        "init": experiment.student.init,
+        "init": portable_text(experiment.student.init),
         "augmentation": common["training"]["augmentation"],
         "max_pixels": common["training"]["max_pixels"],
         **{key: common[key] for key in ("distillation", "overlap") if key in common},
@@ -297,7 +297,7 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     student = model_settings(experiment.student.model, "student.model")
     parent: str | None = None
     if experiment.student.init != "random":  # fetched and read once for all runs, like the teacher's
-        parent = _add_pretrained(plan, "student", student, experiment.student.init)
+        parent = _add_pretrained(plan, "student", student, portable_text(experiment.student.init))
     start = 0.0
     addresses = []
     said = {"teacher": teacher, "teacher_pyramid": pyramid, "teacher_prompts": prompts, "student": parent}
@@ -307,7 +307,7 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
         settings = _settings(
             common,
             student,
-            experiment.student.init,
+            portable_text(experiment.student.init),
             method.stage_options(stage),
             stage,
             seed,

@@ -5,8 +5,10 @@ Torch-free, and cheap: package versions are read from installed metadata, nothin
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from cmapkd.paths import portable
 
 UNKNOWN = "unknown"
 
@@ -57,7 +61,7 @@ def collect(
 
     Returns:
         JSON-able dictionary: commit, dirty (true, false or "unknown"), config_digest, data_digests, stages, host,
-        started (UTC, ISO 8601), wall_seconds [s], versions, image_digest, command.
+        started (UTC, ISO 8601), wall_seconds [s], versions, machine, image_digest, command.
     """
     start = start or _PROCESS_START
     commit, dirty = code_version()
@@ -71,6 +75,7 @@ def collect(
         "started": start.utc.isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - start.monotonic, 3),
         "versions": versions(),
+        "machine": machine(),
         "image_digest": os.environ.get("CMAPKD_IMAGE_DIGEST") or None,
         "command": command if command is not None else command_line(),
     }
@@ -92,6 +97,31 @@ def code_version(package: Path | None = None) -> tuple[str, bool | str]:
     return commit, _truth(os.environ.get("CMAPKD_DIRTY", "")) if commit != UNKNOWN else UNKNOWN
 
 
+def machine() -> dict[str, Any]:
+    """What can change a result by rounding and is no setting: threads, processor, device, versions.
+
+    Torch is not imported for it: a process that computes has imported it already.
+    """
+    torch: Any = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "threads": torch.get_num_threads() if torch is not None else None,
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        **versions(("torch", "open_clip_torch", "deepspeed")),
+    }
+
+
+@functools.cache
+def _processor() -> str:
+    """Model of the processor, by Linux's name for it where there is one."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine() or UNKNOWN
+
+
 def versions(packages: Sequence[str] = KEY_PACKAGES) -> dict[str, str]:
     """Version of Python and of each installed package of ``packages``."""
     found = {"python": platform.python_version()}
@@ -104,14 +134,29 @@ def versions(packages: Sequence[str] = KEY_PACKAGES) -> dict[str, str]:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """This process's command line, quoted for a shell; the program is ``cmapkd`` however it was started."""
+    """This process's command line, quoted for a shell; the program is ``cmapkd`` however it was started.
+
+    Absolute paths are written as ``cmapkd.paths.portable`` does, which a shell expands to the same here.
+    """
     arguments = list(sys.argv if arguments is None else arguments)
     if not arguments:
         return UNKNOWN
     program = Path(arguments[0])
     if program.name in ("cmapkd", "cmapkd.exe") or (program.name == "__main__.py" and program.parent.name == "cmapkd"):
         arguments[0] = "cmapkd"
-    return shlex.join(arguments)
+    return " ".join(map(_word, arguments))
+
+
+def _word(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if not value.startswith("/"):
+        return shlex.quote(argument)
+    path = portable(value, variables=True)
+    first, slash, rest = path.partition("/")
+    # A quoted `~` is a name, and so is one after `=`.
+    start = '"$HOME"' if first == "~" else f'"{first}"'
+    word = f"{start}{slash}{shlex.quote(rest) if rest else ''}" if first[:1] in ("~", "$") else shlex.quote(path)
+    return f"{shlex.quote(option)}{equals}{word}" if option else word
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

@@ -12,6 +12,7 @@ from cmapkd.config.base import Config, Field
 from cmapkd.config.evaluation import EvaluationConfig, SplitRef
 from cmapkd.config.methods import AnyMethod, CMAPKDConfig, MethodConfig
 from cmapkd.config.paper import PaperConfig
+from cmapkd.config.paths import PathText, RepositoryPath, WeightsPath
 from cmapkd.config.schedules import DEFAULT_SCHEDULES, Name, StageConfig
 from cmapkd.config.sources import AnySource
 from cmapkd.config.training import TrainingConfig
@@ -74,7 +75,7 @@ class TeacherConfig(Config):
     """The teacher: pretrained weights, or trained here from scratch. Shared by all runs."""
 
     model: str = Field("ViT-L-14", description="an open_clip model name, or the name of a file in `config/models/`")
-    pretrained: str | None = Field(
+    pretrained: WeightsPath | None = Field(
         None,
         description="an open_clip pretrained tag (`cmapkd weights` fetches it), or the path of a checkpoint or directory of "
         "open_clip's, OpenAI's or Hugging Face's form",
@@ -106,22 +107,23 @@ class StudentConfig(Config):
     """The student's architecture and where its weights start."""
 
     model: str = Field("ViT-B-16", description="an open_clip model name, or the name of a file in `config/models/`")
-    init: str = Field("random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`")
+    init: WeightsPath = Field(
+        "random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`"
+    )
 
 
 class ExperimentConfig(Config):
     """A whole experiment: one file in ``config/``."""
 
     name: Name = Field(..., description="name of the experiment; its results lie in `results/<name>/`")
-    extends: str | None = Field(
+    extends: PathText | None = Field(
         None,
         exclude=True,  # resolved before anything else sees the experiment (cmapkd.config.extend)
         description="experiment file that this one starts from, beside this file or in `config/`: mappings are merged key by "
         "key, lists are replaced, and `null` takes a key out",
     )
-    data_root: str | None = Field(
+    data_root: PathText | None = Field(
         None,
-        min_length=1,
         exclude=True,  # likewise
         description="folder with those of public data sets: what their `root` and `images` are relative to, e.g. `~/data`",
     )
@@ -144,7 +146,7 @@ class ExperimentConfig(Config):
     )
     evaluation: EvaluationConfig = Field(..., description="what is measured on every run")
     tuning: TuningConfig = Field(TuningConfig(), description="how `cmapkd tune` searches the settings of the runs")
-    tuned: str | None = Field(
+    tuned: RepositoryPath | None = Field(
         None,
         description="file that `cmapkd tune` wrote, relative to the repository or to this file: each run it names "
         "gets the values found; a value given here wins, unless it is the one that the search started from",

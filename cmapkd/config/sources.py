@@ -8,6 +8,7 @@ from pydantic import Field as PydanticField
 from pydantic import model_validator
 
 from cmapkd.config.base import Config, Field
+from cmapkd.config.paths import PathBelow, PathText
 
 
 class SourceConfig(Config):
@@ -71,11 +72,9 @@ class PublicConfig(SourceConfig):
         unit="samples",
         description="samples in one webdataset shard; an interrupted build goes on after its last whole shard",
     )
-    root: str | None = Field(
+    root: PathText | None = Field(
         None,
-        min_length=1,
-        description="folder with the publisher's files (`~` and environment variables are expanded); null: a folder named "
-        "after the source in the download cache",
+        description="folder with the publisher's files; null: a folder named after the source in the download cache",
     )
     splits: tuple[str, ...] | None = Field(
         None, min_length=1, description="splits that are written; null: those that are usual"
@@ -220,8 +219,8 @@ class Vqav2Config(PublicConfig):
 
     source: Literal["vqav2"] = "vqav2"
     sizes: ClassVar[dict[str, int]] = {"train": 82_783, "val": 40_504}  # pictures
-    images: str | None = Field(
-        None, min_length=1, description="folder with COCO's `train2014` and `val2014`, as folders or zips; null: `root`"
+    images: PathText | None = Field(
+        None, description="folder with COCO's `train2014` and `val2014`, as folders or zips; null: `root`"
     )
 
     split_names: ClassVar[tuple[str, ...]] = ("train", "val")
@@ -242,8 +241,8 @@ class OwnConfig(PublicConfig):
     """One's own pictures: a folder with texts beside them, or a table (`docs/data/own.md`)."""
 
     source: Literal["own"] = "own"
-    table: str | None = Field(
-        None, min_length=1, description="CSV, TSV or parquet file below `root`; null: every picture has a `.txt` beside it"
+    table: PathBelow | None = Field(
+        None, description="CSV, TSV or parquet file, relative to `root`; null: every picture has a `.txt` beside it"
     )
     image_column: str = Field("image", min_length=1, description="column with the picture's path (in parquet also its bytes)")
     caption_columns: tuple[str, ...] = Field(("caption",), description="columns with captions; an empty cell has none")

@@ -32,6 +32,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from cmapkd.config.paths import path_keys
+from cmapkd.config.sources import SourceConfig
 from cmapkd.data.packing import HashedTar, ahead
 from cmapkd.data.sample import Sample
 from cmapkd.errors import UserError
@@ -411,5 +413,8 @@ def _chunks(members: Iterator[_Member], size: int) -> Iterator[Iterator[_Member]
 
 
 def _config(source: ShardSource) -> dict[str, Any]:
+    """The source's options without the folders that its files are in: data are the same wherever they came from."""
     config = source.config
-    return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(vars(config))
+    if not isinstance(config, SourceConfig):
+        return dict(vars(config))
+    return config.model_dump(mode="json", exclude=set(path_keys(type(config)) & config.operational))

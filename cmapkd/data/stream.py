@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from cmapkd.data.loading import load
 from cmapkd.data.philox import first_numbers, generator
 from cmapkd.data.split import DAMAGED, UNUSABLE, BadSamples, CorruptSample, Split
 from cmapkd.data.taught import Taught
@@ -329,11 +330,12 @@ class Batches:
             if following is not None:
                 yield following.result()
 
-    def _loader(self) -> DataLoader:
-        return DataLoader(
+    def _loader(self) -> Iterator[dict[str, Any]]:
+        return load(
             _Loaded(self.stream),
-            batch_sampler=self.positions,  # type: ignore[arg-type]  # ranges serve as lists
-            num_workers=self.workers,
+            self.workers,
+            "training.workers",
+            batch_sampler=self.positions,  # ranges serve as lists
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             # Its own, or the start of an iteration would draw from the global one, and a resumed run from other random numbers.

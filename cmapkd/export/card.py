@@ -8,19 +8,21 @@ interval is a bootstrap over the test pictures kept beside it; nothing is estima
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from cmapkd import commands
 from cmapkd.data.answers import EXACT_MATCH
 from cmapkd.errors import UserError
 from cmapkd.export.finished import Finished
 from cmapkd.paper import paired
 from cmapkd.paper.statistics import Ratio, mean_sample, resample
+from cmapkd.paths import portable_text
 from cmapkd.plan import TEACHER
 
 LEVEL, SAMPLES, SEED = 0.95, 10_000, 0
@@ -234,14 +236,16 @@ def _results(run: Finished, rows: Mapping[tuple[str, str], Sequence[Measured]]) 
 
 def _making(run: Finished) -> list[str]:
     experiment, provenance = run.plan.experiment, run.metrics.provenance
-    teacher = experiment.teacher
-    origin = f"weights {_code(teacher.pretrained)}" if teacher.pretrained is not None else "trained in the same experiment"
+    teacher, start = experiment.teacher, _code(portable_text(experiment.student.init))
+    origin = "trained in the same experiment"
+    if teacher.pretrained is not None:
+        origin = f"weights {_code(portable_text(teacher.pretrained))}"
     home = f"results/{experiment.name}"
-    command = ["snakemake", "--cores", "all", "--configfile", f"{home}/experiment.yaml", "--"]
+    file, metrics = Path(home, "experiment.yaml"), f"{experiment.name}/metrics/{run.run.directory}.json"
     lines = ["## How it was made", ""]
     if run.run.name != TEACHER and experiment.runs[run.run.name].uses_teacher:
         lines += [
-            f"Teacher: {_code(teacher.model)}, {origin}. Student: starts from {_code(experiment.student.init)} weights.",
+            f"Teacher: {_code(teacher.model)}, {origin}. Student: starts from {start} weights.",
             "",
         ]
     lines += ["| stage | steps | code | commit |", "|---|---|---|---|"]
@@ -263,8 +267,8 @@ def _making(run: Finished) -> list[str]:
         "With the experiment's file and the code of those commits, the first makes the metrics again; the second made this:",
         "",
         "```sh",
-        shlex.join([*command, f"{home}/metrics/{run.run.directory}.json"]),
-        shlex.join(["cmapkd", "export", run.run.directory, "--to", "DIRECTORY", "--experiment", f"{home}/experiment.yaml"]),
+        commands.snakemake([metrics], file, commands.RESULTS, force=False, in_project=True),
+        commands.cmapkd(["export", run.run.directory, "--to", "DIRECTORY"], file, commands.RESULTS),
         "```",
     ]
 

@@ -7,7 +7,6 @@ huggingface_hub put them themselves. Nothing is downloaded unless it is asked fo
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from open_clip import pretrained
 
 from cmapkd.errors import UserError, nearest
 from cmapkd.models.formats import HF_CONFIG, HF_WEIGHTS
+from cmapkd.paths import cache, home
 
 WEIGHTS = "open_clip_model.safetensors"  # the names under which open_clip looks for both in a `local-dir:`
 CONFIG = "open_clip_config.json"
@@ -62,8 +62,7 @@ def check_init(name: str, init: str, key: str) -> None:
 
 def folder() -> Path:
     """Where fetched weights are kept."""
-    base = os.environ.get("CMAPKD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmapkd"
-    return Path(base) / "weights"
+    return cache() / "weights"
 
 
 def about(name: str, tag: str) -> Mapping[str, Any]:
@@ -115,7 +114,7 @@ def require(name: str, tag: str, key: str) -> Path:
 def missing(name: str, tag: str, key: str, why: str = "") -> UserError:
     """What to do about weights that are not here."""
     known = about(name, tag)
-    fix = "run `cmapkd weights --experiment <file>` where there is a network (the folder is $CMAPKD_CACHE/weights)"
+    fix = "run `cmapkd weights` where there is a network (the folder is $CMAPKD_CACHE/weights)"
     if url := known.get("url"):
         fix += f"; or put {Path(url).name} there"
     return UserError(
@@ -148,7 +147,7 @@ def check_activation(name: str, tag: str, key: str) -> None:
 
 def _places(known: Mapping[str, Any]) -> Iterator[Path]:
     if url := known.get("url"):
-        yield from (place / Path(url).name for place in (folder(), Path.home() / ".cache" / "clip"))
+        yield from (place / Path(url).name for place in (folder(), home() / ".cache" / "clip"))
     if not known.get("hf_hub"):
         return
     from huggingface_hub import try_to_load_from_cache

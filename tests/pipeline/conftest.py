@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+ELSEWHERE = "Größe 1"  # a folder with a blank and a letter that is not ASCII
 CANARY = "hush-this-is-a-secret-4711"  # in the environment of every command; it may be in nothing that they leave
 SECRETS = ("HF_TOKEN", "NPM_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN")
 # Results of the finished experiment, once there are any in this session: other tests compare with them.
@@ -77,7 +78,7 @@ def copy_repository(target: Path) -> Checkout:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The smoke experiment, complete. Tests that edit the copy must use ``edit``, which undoes it."""
-    checkout = copy_repository(tmp_path_factory.mktemp("checkout"))
+    checkout = copy_repository(tmp_path_factory.mktemp("checkout") / ELSEWHERE)
     checkout.snakemake()
     FINISHED.append(checkout.home)
     return checkout

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cmapkd import provenance
 
@@ -71,12 +72,13 @@ def test_collect_is_json_with_every_key(monkeypatch: pytest.MonkeyPatch) -> None
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {
         "commit", "dirty", "config_digest", "data_digests", "stages", "host", "started", "wall_seconds", "versions",
-        "image_digest", "command",
+        "machine", "image_digest", "command",
     }  # fmt: skip
     assert found["started"].endswith("+00:00")
     assert 0.02 <= found["wall_seconds"] < 10
     assert found["image_digest"] == "sha256:1234"
     assert {"python", "numpy"} <= set(found["versions"])
+    assert found["machine"]["threads"] == torch.get_num_threads() and found["machine"]["processor"]
 
 
 def test_versions_import_nothing() -> None:

@@ -12,12 +12,14 @@ from cmapkd.cluster import Site, gpu_resources, layout, partition_of, training_r
 from cmapkd.config import parse_experiment
 from cmapkd.errors import UserError
 from cmapkd.fingerprint import fingerprint
-from cmapkd.jobs import exclusion
+from cmapkd.jobs import exclusion, keep_logs
 from cmapkd.plan import make_plan
 from cmapkd.paper.experiment import paper_context
 from cmapkd import workflow as parts
+from cmapkd import workflow_text
 
 try:
+    parts.share_home()
     RESULTS = parts.results_folder(config.get("results", "results"))
     EXPERIMENT = parse_experiment(
         {key: value for key, value in config.items() if key not in ("results", "image")},
@@ -29,7 +31,7 @@ try:
     SITE = Site.read(workflow.resource_settings.default_resources)
     LAYOUT = layout(EXPERIMENT.training.ranks, SITE.ranks_per_node)
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    raise WorkflowError(workflow_text.refusal(error, workflow.configfiles, config.get("results"))) from None
 
 HOME = str(RESULTS / EXPERIMENT.name)
 # The experiment as it is, with overrides from the command line, for the sub-commands and for people. It is no input of
@@ -57,4 +59,8 @@ wildcard_constraints:
 
 
 onstart:
+    try:
+        parts.check_files(PLAN, HOME)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     parts.write_effective(EXPERIMENT, EFFECTIVE)

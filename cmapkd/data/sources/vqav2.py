@@ -16,7 +16,7 @@ from cmapkd.data.sources import register_source
 from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public import coco
 from cmapkd.data.sources.public.annotations import Annotations, clean
-from cmapkd.data.sources.public.base import Entry, Report, StoredSource, expand
+from cmapkd.data.sources.public.base import Entry, Report, StoredSource
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.stores import Store, find_store
 from cmapkd.files import sha256_of
@@ -43,7 +43,7 @@ class Vqav2(StoredSource):
 
     def __init__(self, config: Vqav2Config, cache: Path) -> None:
         super().__init__(config, cache)
-        self.images = expand(config.images) if config.images is not None else self.root
+        self.images = Path(config.images) if config.images is not None else self.root
 
     def fetch(self) -> list[FetchedFile]:
         """Questions and answers to ``root``, pictures to ``images``."""

@@ -9,7 +9,6 @@ checked here: a training would meet it hours later.
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,7 +107,7 @@ class PublicSource(ABC):
 
     def __init__(self, config: Any, cache: Path) -> None:
         self.config: PublicConfig = config
-        self.root = expand(config.root) if config.root is not None else Path(cache) / self.name
+        self.root = Path(config.root) if config.root is not None else Path(cache) / self.name
         self.reports: dict[str, Report] = {}
         self.removed: Mapping[str, frozenset[str]] = {}  # keys of samples to leave out, by split
         self.uses: Mapping[str, frozenset[str]] | None = None  # what each split is for; None: unknown
@@ -360,11 +359,6 @@ class StoredSource(PublicSource):
                 yield entry, store.read(entry.picture)
             except ValueError as error:
                 yield entry, error
-
-
-def expand(path: str) -> Path:
-    """``~`` and environment variables of a configured path replaced."""
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 def unique(entries: Iterable[Entry], report: Report, error: Any) -> list[Entry]:
