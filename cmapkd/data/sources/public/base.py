@@ -275,7 +275,7 @@ class PublicSource(ABC):
             tolerated = share if uses is not None and "retrieval" not in uses else ""
             raise UserError(
                 key="without_caption",
-                value=self.config.without_caption,
+                value=self.config.without_caption if tolerated else None,
                 reason=f"{missing} of {samples} images of {self.name}/{split} have no caption, and {use}: "
                 f"{', '.join(examples)}",
                 fix=f"give these images captions or take them out of the data set's source; {tolerated}"
