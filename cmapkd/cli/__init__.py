@@ -76,6 +76,7 @@ def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results 
     from cmapkd.config import load_experiment
     from cmapkd.data.overlap import source_without_overlap
     from cmapkd.data.shards import write_dataset
+    from cmapkd.data.sources.public.summary import build_summary
 
     dataset_of(experiment, dataset, there=True)
     home = home_of(experiment, results)
@@ -83,6 +84,8 @@ def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results 
     manifest = write_dataset(source, home / "data" / dataset, dataset=dataset)
     for split, about in manifest["splits"].items():
         typer.echo(f"{dataset}/{split}: {about['samples']} samples in {len(about['shards'])} shards", err=True)
+        for line in build_summary(manifest, split):
+            typer.echo(f"  {line}", err=True)
 
 
 @data_app.command("overlap")

@@ -88,6 +88,7 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
     source.fetch()
     build = build_digest(source, dataset)
     if (finished := _finished(directory, build)) is not None:
+        _check_uses(source, finished)
         return finished
     (directory / MANIFEST).unlink(missing_ok=True)
 
@@ -103,6 +104,10 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
         (directory / CLASSES).unlink(missing_ok=True)
     else:
         write_json(directory / CLASSES, {"classes": list(classes[0]), "templates": list(classes[1])})
+    leakage = source.leakage()
+    for split, about in leakage.items():
+        if split in splits and isinstance(about, dict) and "without_caption" in about:
+            splits[split]["without_caption"] = about["without_caption"]
     hashes = {split: [shard["sha256"] for shard in record["shards"]] for split, record in splits.items()}
     manifest = {
         "dataset": dataset,
@@ -110,7 +115,7 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
         "config": _config(source),
         "splits": splits,
         "sources": source.provenance(),
-        "leakage": source.leakage(),
+        "leakage": leakage,
         "build": build,
         "digest": digest({"shards": hashes, "classes": classes}),
     }
@@ -214,9 +219,14 @@ def safe_key(key: str) -> str:
 
 
 def encode_record(sample: Sample) -> bytes:
-    """All fields of a sample but its image as canonical JSON (sorted keys, UTF-8)."""
+    """All fields of a sample but its image as canonical JSON (sorted keys, UTF-8).
+
+    A lone surrogate (of a file name that is not UTF-8) becomes its escape ``\\udc80``, which JSON reads back.
+    """
     content = {name: value for name, value in asdict(sample).items() if name != "image"}
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def _write_split(source: ShardSource, split: str, directory: Path, build: str) -> dict[str, Any]:
@@ -377,6 +387,15 @@ def _finished(directory: Path, build: str) -> dict[str, Any] | None:
         return verify(directory) if manifest.get("build") == build else None
     except (UserError, KeyError, TypeError):
         return None
+
+
+def _check_uses(source: ShardSource, manifest: dict[str, Any]) -> None:
+    """The uses of a split may have changed since it was built: what its manifest counted is judged by those of today."""
+    if (judge := getattr(source, "judge_captions", None)) is None:
+        return
+    for split, about in manifest.get("leakage", {}).items():
+        if "without_caption" in about:
+            judge(split, about["samples"], about["without_caption"], about["without_caption_examples"])
 
 
 def _remove_strangers(folder: Path, shards: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from cmapkd import commands
+from cmapkd.data.answers import EXACT_MATCH
 from cmapkd.errors import UserError
 from cmapkd.export.finished import Finished
 from cmapkd.export.tokenizer import LIMITS
@@ -79,6 +80,12 @@ def measured(run: Finished) -> dict[tuple[str, str], list[Measured]]:
     return {place: rows for place, rows in found.items() if rows}
 
 
+def _name(metric: str, stated: Mapping[str, Any]) -> str:
+    """What a metric is called; the accuracy on questions with one answer each is their exact match."""
+    name = NAMES[metric]
+    return name.replace("accuracy", "exact match") if stated.get("metric") == EXACT_MATCH else name
+
+
 def _parts(task: str, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sequence[paired.Part]]:
     return {name: parts for name, parts in paired.parts_of(task, arrays).items() if name in NAMES}
 
@@ -132,7 +139,7 @@ def metadata(
         metrics = [
             {
                 "type": number.metric,
-                "name": NAMES[number.metric],
+                "name": _name(number.metric, run.metrics.content["metrics"][task][split]["all"]),
                 "value": round(number.value, 2),
                 "args": {"confidence": LEVEL, "interval": [round(number.low, 2), round(number.high, 2)]},
             }
@@ -227,7 +234,7 @@ def _results(run: Finished, rows: Mapping[tuple[str, str], Sequence[Measured]]) 
             "| metric | value | interval |",
             "|---|---|---|",
         ]
-        lines += [f"| {NAMES[n.metric]} | {n.value:.1f} | {n.low:.1f} to {n.high:.1f} |" for n in numbers]
+        lines += [f"| {_name(n.metric, stated)} | {n.value:.1f} | {n.low:.1f} to {n.high:.1f} |" for n in numbers]
     cost = run.metrics.content["metrics"].get("efficiency", {})
     if cost:
         lines += [
