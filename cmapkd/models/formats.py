@@ -11,7 +11,6 @@ TorchScript is parsed by torch's own reader, which knows no Python objects, and 
 from __future__ import annotations
 
 import math
-import pickle
 import re
 import struct
 import warnings
@@ -149,11 +148,14 @@ def _check_zip(path: Path, key: str) -> None:
                     pass
 
 
+_PROTOCOLS = 5  # of Python's pickles; the second byte of one
+
+
 def _unpickled(error: UnpicklingError, path: Path, key: str) -> UserError:
     """Why torch's restricted unpickler refused a file: it holds objects of Python, or is not a pickle at all."""
     with path.open("rb") as file:
         head = file.read(2)
-    if head != b"PK" and not (head[:1] == b"\x80" and head[1] <= pickle.HIGHEST_PROTOCOL):
+    if head != b"PK" and not (head[:1] == b"\x80" and head[1] <= _PROTOCOLS):
         reason = "is not a checkpoint of torch or safetensors, or its beginning is damaged"
         return UserError(key=key, value=str(path), reason=reason, fix="fetch it again, or name another file")
     named = re.search(r"GLOBAL ([\w.]+) was not an allowed global|Trying to instantiate unsupported class ([\w.]+)", str(error))
