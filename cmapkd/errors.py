@@ -13,11 +13,15 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive pickling by default, and data-loader workers pickle their errors.
-        return (_rebuild, (self.key, self.value, self.reason, self.fix))
+        return (_rebuild, (type(self), self.key, self.value, self.reason, self.fix))
 
 
-def _rebuild(key: str, value: object, reason: str, fix: str) -> UserError:
-    return UserError(key=key, value=value, reason=reason, fix=fix)
+class DamagedFileError(UserError, ValueError):
+    """A file whose content cannot be what its name promises. A reader with a substitute for it catches `ValueError`."""
+
+
+def _rebuild(kind: type[UserError], key: str, value: object, reason: str, fix: str) -> UserError:
+    return kind(key=key, value=value, reason=reason, fix=fix)
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

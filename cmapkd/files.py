@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from cmapkd.errors import DamagedFileError
 
 
 @contextmanager
@@ -43,9 +47,72 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file."""
-    return json.loads(Path(path).read_text())
+def read_json(path: str | Path, kind: type | None = None, fix: str = "") -> Any:
+    """Parse a JSON file as `parse_json` does.
+
+    Args:
+        path: of the file.
+        kind: type that the content must have (`dict` or `list`); None: any.
+        fix: what a user can do about a damaged file; by default, to make or fetch it again.
+
+    Raises:
+        DamagedFileError: the content is not such JSON.
+        OSError: the file cannot be read.
+    """
+    return parse_json(Path(path).read_bytes(), str(path), kind, fix)
+
+
+def parse_json(raw: str | bytes, origin: str, kind: type | None = None, fix: str = "") -> Any:
+    """Parse JSON strictly: UTF-8, each key once, finite numbers (RFC 8259 and RFC 7493), no lone surrogates.
+
+    Args:
+        raw: the text.
+        origin: what messages call it.
+        kind: as in `read_json`.
+        fix: as in `read_json`.
+
+    Raises:
+        DamagedFileError: the text is something else.
+    """
+    try:
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite, parse_float=_finite)
+        # An escape such as \\ud800 is not a character: no file and no page could hold it.
+        json.dumps(content, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        reason = f"is damaged: not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})"
+    except UnicodeDecodeError as error:
+        reason = f"is damaged: not UTF-8 text (byte {error.start + 1:,})"
+    except UnicodeEncodeError:
+        reason = "is damaged: not valid JSON (an escape \\ud800 to \\udfff that is not a character)"
+    except RecursionError:
+        reason = "is damaged: not valid JSON of ours (nested too deep)"
+    except ValueError as error:
+        reason = f"is damaged: not valid JSON ({error})"
+    else:
+        if kind is None or isinstance(content, kind):
+            return content
+        words = {dict: "an object ({...})", list: "a list ([...])"}
+        reason = f"is damaged: {words.get(kind, kind.__name__)} is expected, and it is a {type(content).__name__}"
+    default = "delete it and run the command again that makes it, or get it again from where it came"
+    raise DamagedFileError(key=origin, reason=reason, fix=fix or default)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:index]))
+        raise ValueError(f"the key {twice!r} is given twice")
+    return content
+
+
+def _not_finite(word: str) -> float:
+    raise ValueError(f"the number {word} is not finite")
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    return value if math.isfinite(value) else _not_finite(word if len(word) < 30 else f"{word[:30]}...")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -75,5 +142,11 @@ def _fsync_directory(directory: Path) -> None:
 
 
 def slug(name: str) -> str:
-    """A run's name as a directory name: what is no letter, digit, ``_``, ``.`` or ``-`` becomes ``-``."""
-    return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9_.-]", "-", name)).strip("-.") or "run"
+    """A run's name as a directory name in ASCII: accents are dropped, Greek letters spelled, other characters become ``-``."""
+    letters = [_spelled(character) for character in unicodedata.normalize("NFKD", name) if not unicodedata.combining(character)]
+    return re.sub(r"-{2,}", "-", re.sub(r"[^A-Za-z0-9_.-]", "-", "".join(letters))).strip("-.") or "run"
+
+
+def _spelled(character: str) -> str:
+    found = re.fullmatch(r"GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)", unicodedata.name(character, ""))
+    return f"-{found[1].lower() if character.islower() else found[1].title()}-" if found else character

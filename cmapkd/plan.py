@@ -345,12 +345,13 @@ def _settings(
 
 
 def _check_slugs(plan: Plan) -> None:
-    names: dict[str, str] = {slug(TEACHER): TEACHER}
+    names: dict[str, str] = {slug(TEACHER).lower(): TEACHER}
     for run in plan.runs:
-        other = names.setdefault(slug(run.name), run.name)
+        other = names.setdefault(slug(run.name).lower(), run.name)
         if other != run.name:
+            same = "the same directory name" if slug(other) == slug(run.name) else "a directory name that differs in case alone"
             raise UserError(
                 key=f"runs.{run.name}",
-                reason=f"gets the same directory name as {other!r} ({slug(run.name)})",
+                reason=f"gets {same} as {other!r} ({slug(run.name)})",
                 fix="rename one of them",
             )

@@ -23,7 +23,7 @@ from typing import Any
 from cmapkd.config import document, load_experiment, methods
 from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.errors import UserError
-from cmapkd.files import write_atomic
+from cmapkd.files import slug, write_atomic
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -132,7 +132,7 @@ def _measured(tag: str, results: Path) -> Iterator[str]:
     for name, run in load_experiment(results / "experiment.yaml").runs.items():
         if run.method != tag or run.group != "method":
             continue
-        for path in sorted((results / "metrics" / re.sub(r"[^A-Za-z0-9_.-]", "-", name)).glob("*.json")):
+        for path in sorted((results / "metrics" / slug(name)).glob("*.json")):
             content = json.loads(path.read_text(encoding="utf-8"))
             cost = content["metrics"]["efficiency"]
             sizes = f"{cost['image_parameters'] / 1e6:.3f} | {cost['total_parameters'] / 1e6:.2f}"

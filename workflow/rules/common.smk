@@ -15,9 +15,12 @@ from cmapkd.fingerprint import fingerprint
 from cmapkd.jobs import exclusion
 from cmapkd.plan import make_plan
 from cmapkd.paper.experiment import paper_context
+from cmapkd.plain_yaml import refuse_other_reading
 from cmapkd import workflow as parts
 
 try:
+    # The profile `default` has checked the files already, unless another workflow profile took its place.
+    refuse_other_reading(config, workflow.configfiles, workflow.config_settings)
     RESULTS = parts.results_folder(config.get("results", "results"))
     EXPERIMENT = parse_experiment(
         {key: value for key, value in config.items() if key not in ("results", "image")},

@@ -41,7 +41,7 @@ from cmapkd.paper.figures.common import (
     types_of,
     weights_of,
 )
-from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, save_pdf
+from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, plain, save_pdf
 from cmapkd.paper.metrics import Metrics
 
 NAME = "figure4"
