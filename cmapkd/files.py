@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,22 +47,23 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, kind: type | None = None, fix: str = "") -> Any:
+def read_json(path: str | Path, kind: type | None = None, /, *, fix: str = "", **keys: type) -> Any:
     """Parse a JSON file as `parse_json` does.
 
     Args:
         path: of the file.
         kind: type that the content must have (`dict` or `list`); None: any.
         fix: what a user can do about a damaged file; by default, to make or fetch it again.
+        keys: keys that an object must have, with the types of their values.
 
     Raises:
         DamagedFileError: the content is not such JSON.
         OSError: the file cannot be read.
     """
-    return parse_json(Path(path).read_bytes(), str(path), kind, fix)
+    return parse_json(Path(path).read_bytes(), str(path), kind, fix=fix, **keys)
 
 
-def parse_json(raw: str | bytes, origin: str, kind: type | None = None, fix: str = "") -> Any:
+def parse_json(raw: str | bytes, origin: str, kind: type | None = None, /, *, fix: str = "", **keys: type) -> Any:
     """Parse JSON strictly: UTF-8, each key once, finite numbers (RFC 8259 and RFC 7493), no lone surrogates.
 
     Args:
@@ -70,6 +71,7 @@ def parse_json(raw: str | bytes, origin: str, kind: type | None = None, fix: str
         origin: what messages call it.
         kind: as in `read_json`.
         fix: as in `read_json`.
+        keys: as in `read_json`.
 
     Raises:
         DamagedFileError: the text is something else.
@@ -90,12 +92,28 @@ def parse_json(raw: str | bytes, origin: str, kind: type | None = None, fix: str
     except ValueError as error:
         reason = f"is damaged: not valid JSON ({error})"
     else:
-        if kind is None or isinstance(content, kind):
+        if (flaw := _flaw(content, dict if keys else kind, keys)) is None:
             return content
-        words = {dict: "an object ({...})", list: "a list ([...])"}
-        reason = f"is damaged: {words.get(kind, kind.__name__)} is expected, and it is a {type(content).__name__}"
+        reason = f"is damaged: {flaw}"
     default = "delete it and run the command again that makes it, or get it again from where it came"
     raise DamagedFileError(key=origin, reason=reason, fix=fix or default)
+
+
+_WORDS = {dict: "an object", list: "a list", str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+
+
+def _flaw(content: Any, kind: type | None, keys: Mapping[str, type]) -> str | None:
+    """What is wrong with the types of a content."""
+    if kind is not None and not isinstance(content, kind):
+        found = _WORDS.get(type(content), "null")
+        return f"{_WORDS.get(kind, kind.__name__)} is expected, and it is {found}"
+    for key, wanted in keys.items():
+        if key not in content:
+            return f"the key {key!r} is missing"
+        allowed = (int, float) if wanted is float else wanted
+        if not isinstance(content[key], allowed) or (isinstance(content[key], bool) and wanted is not bool):
+            return f"{key!r} is not {_WORDS.get(wanted, wanted.__name__)}"
+    return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -192,7 +192,9 @@ def refuse_other_reading(found: Mapping[str, Any], files: Sequence[str | Path], 
     if (key := _difference(found, expected, ())) is not None:
         names = ", ".join(str(path) for path in ordered)
         reason = f"Snakemake read something else than is written in {names}"
-        raise UserError(key=key, reason=reason, fix=f"`cmapkd config check {ordered[-1] if ordered else 'FILE'}` names the place")
+        raise UserError(
+            key=key, reason=reason, fix=f"`cmapkd config check {ordered[-1] if ordered else 'FILE'}` names the place"
+        )
 
 
 def _difference(found: Any, expected: Any, place: tuple[str, ...]) -> str | None:

@@ -65,7 +65,7 @@ def _link_all(source: Path, target: Path) -> None:
 
 def _stage_record(directory: Path) -> dict[str, Any]:
     """What a run remembers of a stage; every file is compared with the digest written when it was made."""
-    record = read_json(directory / "stage.json")
+    record = read_json(directory / "stage.json", files=dict)
     for name, expected in record["files"].items():
         path = directory / name
         if not path.is_file() or sha256_of(path) != expected:

@@ -17,6 +17,7 @@ import typer
 from cmapkd import __version__
 from cmapkd.cli import machine
 from cmapkd.cli import paper as commands
+from cmapkd.cli.ending import told_to_users
 from cmapkd.cli.export import export
 from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, plan_of
 from cmapkd.errors import UserError, nearest
@@ -375,8 +376,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cmapkd").setLevel(logging.INFO)
     heed_signals()
-    try:
+    with told_to_users():
         app()
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None

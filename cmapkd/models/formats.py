@@ -152,7 +152,7 @@ def check_hugging_face(directory: Path, quick_gelu: bool, key: str) -> None:
     Raises:
         UserError: of another kind of model, or with another activation.
     """
-    config = read_json(directory / HF_CONFIG)
+    config = read_json(directory / HF_CONFIG, dict)
     if config.get("model_type") != "clip":
         reason = f"is of a {config.get('model_type')!r}, not of a CLIPModel ('clip')"
         raise UserError(key=key, value=str(directory), reason=reason, fix="name a directory of CLIP")

@@ -150,7 +150,7 @@ def create(name: str, config: Mapping[str, Any] | None, init: str, key: str = "p
     elif path.is_dir():
         formats.check_hugging_face(path, formats.activation_of(model), key)
         if (path / HF_PREPROCESS).is_file():
-            told = read_json(path / HF_PREPROCESS)
+            told = read_json(path / HF_PREPROCESS, dict)
             _set_preprocess(model, {"mean": told.get("image_mean"), "std": told.get("image_std")})
     formats.fill(model, formats.read_weights(path, key), key, init)
     return model
@@ -195,7 +195,7 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     Mean and deviation of the pictures belong to weights, not to an architecture: pretrained ones may be used to others.
     """
     model.load_state_dict(load_file(directory / WEIGHTS))
-    open_clip.set_model_preprocess_cfg(model, read_json(directory / CONFIG)["preprocess_cfg"])
+    open_clip.set_model_preprocess_cfg(model, read_json(directory / CONFIG, preprocess_cfg=dict)["preprocess_cfg"])
 
 
 def tokenizer_of(name: str) -> Any:

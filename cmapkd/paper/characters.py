@@ -1,7 +1,7 @@
 """Characters that LaTeX typesets, and what becomes of the others. Torch-free.
 
-The documents use pdflatex with T1 fonts (Latin Modern, Helvetica): ASCII and the Latin alphabets. Greek letters and common signs
-are set in mathematics. The list below was measured: each character was typeset with the preambles of the paper and of the
+The documents use pdflatex with T1 fonts (Latin Modern, Helvetica): ASCII and the Latin alphabets. Greek letters and signs
+are set in mathematics. The list was measured: each character was typeset with the preambles of the paper and of the
 drawings, and a test repeats that. Names and labels with other characters are refused when an experiment is checked
 (`cmapkd.config.names`); elsewhere, as in a path, their code points are printed.
 """

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 from cmapkd.errors import UserError
 from cmapkd.files import slug
-from cmapkd.paper.characters import latex_of
 from cmapkd.paper.cells import Cell, Column, Panel, Row, Table, Text, decimals_of, number_of
+from cmapkd.paper.characters import latex_of
 
 Significance = Callable[[Table, str, str], bool]  # (table, row, column) -> is this row significantly the best
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from cmapkd.errors import UserError, nearest
+from cmapkd.errors import DamagedFileError, UserError, nearest
+from cmapkd.files import parse_json, read_json
 from cmapkd.paper.cells import Cell, Parent
 from cmapkd.paper.context import TEACHER, PaperContext
 
@@ -71,7 +71,7 @@ class Metrics:
             if path.name.startswith("."):
                 continue  # a file that is just being written
             try:
-                content = json.loads(path.read_bytes())
+                content = read_json(path, dict)
                 key = (content["run"], content["seed"])
                 claims.setdefault(key, []).append(path)
             except (ValueError, KeyError, TypeError):
@@ -316,9 +316,9 @@ def _cell(values: list[float], parents: list[Parent], recipe: str) -> Cell:
 
 def _parse(raw: bytes, path: Path, cell: str) -> dict[str, Any]:
     try:
-        content = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except (ValueError, UnicodeDecodeError) as error:
-        what = "is empty" if not raw.strip() else f"is truncated or not valid JSON: {error}"
+        content = parse_json(raw, str(path))
+    except DamagedFileError as error:
+        what = "is empty" if not raw.strip() else f"is truncated or not valid JSON: {error.reason}"
         raise _error(path, what, cell, "delete it and evaluate the run again") from error
     if not isinstance(content, dict):
         raise _error(path, "is not a JSON object", cell, "delete it and evaluate the run again")
@@ -327,18 +327,6 @@ def _parse(raw: bytes, path: Path, cell: str) -> dict[str, Any]:
             raise _error(path, f"{key} is missing", cell, "evaluate the run again")
         if not isinstance(content[key], kind) or isinstance(content[key], bool):
             raise _error(path, f"{key} is {content[key]!r}, not of type {kind.__name__}", cell, "evaluate the run again")
-    return content
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that a result may have")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return content
 
 

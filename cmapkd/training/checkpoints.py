@@ -156,8 +156,8 @@ def _choose(directory: Path, origin: str) -> Path | None:
     """The newest checkpoint that is of this origin and undamaged. A load that fails half-way would leave its weights behind."""
     for path in reversed(complete(directory)):
         try:
-            about: dict[str, Any] = read_json(path / "checkpoint.json")
-        except ValueError:
+            about: dict[str, Any] = read_json(path / "checkpoint.json", step=int, ranks=int, files=dict)
+        except (OSError, ValueError):
             about = {}
         if about.get("origin", origin) != origin:
             log.warning("%s comes from other code or settings: not resumed from", path)

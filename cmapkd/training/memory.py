@@ -34,7 +34,7 @@ class Halvings:
         self.directory, self.origin, self.limit, self.label = directory, origin, limit, label
         self.samples, self.configured = samples, accumulation
         path = directory / FILE
-        content = read_json(path) if path.is_file() else {}
+        content = read_json(path, origin=str, retries=list) if path.is_file() else {}
         self.taken: list[dict[str, Any]] = list(content["retries"]) if content.get("origin") == origin else []
 
     @property

@@ -94,5 +94,5 @@ class Retries:
 def _read(path: Path, origin: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    content = read_json(path)
+    content = read_json(path, origin=str, retries=list)
     return list(content["retries"]) if content["origin"] == origin else []

@@ -50,7 +50,7 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
     settings, stages = stage.settings, results / "stages"
     directory = stages / stage.address
     teacher, stream = _teacher(settings, stages, device), _stream(settings, results)
-    rests_on = {parent: read_json(stages / parent / RESULT)["files"] for parent in stage.parents}
+    rests_on = {parent: read_json(stages / parent / RESULT, files=dict)["files"] for parent in stage.parents}
     data = {split.name.partition("/")[0]: split.digest for split in stream.splits}
     origin = digest({"code": training_code(stage.method), "settings": settings, "data": data, "teacher": rests_on})
     shards, first = [], 0

@@ -7,7 +7,6 @@ share of the addresses is dead at any time: what was asked for and what came is 
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
 from cmapkd.data.sources.public.stores import tail_digest
 from cmapkd.errors import UserError
-from cmapkd.files import read_json, sha256_of
+from cmapkd.files import parse_json, read_json, sha256_of
 
 TABLES = {  # the publisher's tables; rows of the first edition
     "train": ("Train_GCC-training.tsv", "Train-GCC-training.tsv"),
@@ -101,7 +100,7 @@ class ConceptualCaptions(PublicSource):
         counts: dict[str, int] = {}
         for path in sorted((self.root / split).glob("*_stats.json")):
             try:
-                about: dict[str, Any] = read_json(path)
+                about: dict[str, Any] = read_json(path, dict)
                 figures = {"addresses": "count", "fetched": "successes"} | {
                     name: name for name in ("failed_to_download", "failed_to_resize")
                 }
@@ -156,9 +155,7 @@ def _groups(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _entry(path: Path, stem: str, members: dict[str, bytes]) -> Entry:
     try:
-        about = json.loads(members.get("json", b"{}"))
-        if not isinstance(about, dict):
-            raise ValueError("is no object")
+        about = parse_json(members.get("json", b"{}"), "its JSON", dict)
         text = members["txt"].decode() if "txt" in members else str(about.get("caption") or "")
     except ValueError as error:
         reason = f"the record of sample {stem} is not one of img2dataset: {error}"
