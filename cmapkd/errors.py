@@ -54,7 +54,7 @@ _REFUSED = {  # number of an operating system's error -> words, fix
     errno.ENODEV: ("it is a device that is not there", "name a file"),
     errno.ENXIO: ("it is a device that is not there", "name a file"),
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 
 
 def told_by_system(error: OSError) -> UserError | None:

@@ -32,6 +32,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _fsync_directory(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write that fails does not name its file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -37,7 +37,7 @@ class _GivenTwiceError(yaml.constructor.ConstructorError):
     """A key of a mapping that is given twice."""
 
 
-class Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice: the first of two runs of one name would vanish without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -90,10 +90,12 @@ def parse_yaml(text: str, origin: str, fix: str = "check indentation and quotes 
     Raises:
         UserError: the text is not YAML, is a template, or has a key twice.
     """
-    if text.lstrip().startswith("{") and (content := _as_json(text, origin)) is not None:
-        return content
     try:
-        content = yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+        content = _as_json(text, origin) if text.lstrip().startswith("{") else None
+        if content is None:
+            content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except UserError:
+        raise
     except _ERRORS as error:
         told = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise UserError(key=origin, reason=f"is not valid YAML: {told}", fix=fix) from None
@@ -159,7 +161,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
     for entry in options.config or ():
         name, _, value = str(entry).partition("=")
         try:
-            yaml.load(value, Loader=Loader)  # noqa: S506 - a SafeLoader
+            yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
         except _GivenTwiceError as error:
             raise UserError(key=f"--config {name}", value=value, reason=str(error.problem), fix="give it once") from None
         except _ERRORS:

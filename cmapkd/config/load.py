@@ -19,6 +19,7 @@ from cmapkd.plain_yaml import parse_yaml, read_yaml
 
 LARGEST = 100_000  # values of an experiment; that of mini has 756 with every default written out
 DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
+MOST = 50  # wrong keys that a message lists
 SHOWN = 100  # characters of a wrong value that a message repeats
 _WHOLE, _NUMBER, _MAPPING = "must be a whole number", "must be a number", "must be a mapping of keys to values"
 _REASONS = {  # pydantic's kind of error -> words for it; what is missing here keeps pydantic's own words
@@ -251,7 +252,8 @@ def _explain(error: ValidationError, origin: str) -> UserError:
     # A list whose entries are wrong counts as too short as well, which would only mislead.
     causes = {detail["loc"][:-1] for detail in details if detail["loc"]}
     lines = [_line(detail) for detail in details if detail["type"] != "too_short" or detail["loc"] not in causes]
-    reason = "is refused:\n" + "\n".join(f"  - {line}" for line in lines)
+    more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
+    reason = "is refused:\n" + "\n".join(f"  - {line}" for line in [*lines[:MOST], *more])
     return UserError(key=origin, reason=reason, fix="config/README.md lists every key with its type, default and unit")
 
 
