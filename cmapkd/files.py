@@ -170,5 +170,10 @@ def slug(name: str) -> str:
 
 
 def _spelled(character: str) -> str:
-    found = re.fullmatch(r"GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)", unicodedata.name(character, ""))
-    return f"-{found[1].lower() if character.islower() else found[1].title()}-" if found else character
+    """A Greek letter by its name, a Latin one without its stroke; any other character itself."""
+    name = unicodedata.name(character, "").replace("LAMDA", "LAMBDA")  # as Unicode spells it
+    found = re.fullmatch(r"(GREEK|LATIN) (?:SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)(?: WITH .*)?", name)
+    if not found or character.isascii() or (found[1] == "LATIN" and len(found[2]) > 2):
+        return character
+    letters = found[2].lower() if character.islower() else found[2].title()
+    return f"-{letters}-" if found[1] == "GREEK" else letters

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from config_examples import CONFIG, experiment
 from typer.testing import CliRunner
 
@@ -60,7 +59,23 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, text: str) -> None:
     assert "is given twice" in refused(tmp_path / "x.yaml", text)
 
 
-TAGS = "timestamp map set omap pairs seq int float bool null binary str merge value python/name:os.system".split()
+TAGS = [
+    "timestamp",
+    "map",
+    "set",
+    "omap",
+    "pairs",
+    "seq",
+    "int",
+    "float",
+    "bool",
+    "null",
+    "binary",
+    "str",
+    "merge",
+    "value",
+    "python/name:os.system",
+]
 
 
 @pytest.mark.parametrize("tag", [*TAGS, "python/object/apply:os.system", "unknown"])
@@ -142,9 +157,11 @@ def test_a_long_chain_of_bases_and_its_circle() -> None:
 
 
 NAMES = {
-    "模型": "U\\+6A21", "модель": "U\\+043C", "نموذج": "U\\+0646", "😀": "U\\+1F600", "a\u200bb": "invisible", "a\u202eb": "invisible",
+    "模型": "U\\+6A21", "модель": "U\\+043C", "نموذج": "U\\+0646", "😀": "U\\+1F600", "a\u200bb": "invisible",
+    "a\u202eb": "invisible",
     "e\u0301": "normal form NFC", "a\x07b": "invisible", "a\nb": "invisible", "CON": "device", "nul.txt": "device",
-    " a": "space", "a ": "space", "x" * 101: "101 characters", "": "empty", "a\ufeff": "invisible", "ﷺ": "U\\+FDFA", "ħ": "U\\+0127",
+    " a": "space", "a ": "space", "x" * 101: "101 characters", "": "empty",
+    "a\ufeff": "invisible", "ﷺ": "U\\+FDFA", "ħ": "U\\+0127",
 }  # fmt: skip
 
 
