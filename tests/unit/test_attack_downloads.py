@@ -117,6 +117,6 @@ def test_a_download_has_an_end(address: str, tmp_path: Path, monkeypatch: pytest
     assert "hours" in refused(f"{address}/endless", tmp_path, size=10**15)
 
 
-def test_what_is_no_address_is_told(tmp_path: Path) -> None:
+def test_what_is_no_address_is_told(address: str, tmp_path: Path) -> None:
     for url in ("http://[::1", "http://a b/", "https://", "http://\x00"):
         refused(url, tmp_path)

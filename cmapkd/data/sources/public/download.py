@@ -175,7 +175,7 @@ class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     def do_open(self, http_class, req, **arguments):  # type: ignore[no-untyped-def]
         made: list[socket.socket] = []
 
-        class Noted(http_class):  # type: ignore[misc]
+        class Noted(http_class):
             def connect(self) -> None:
                 super().connect()
                 made.append(self.sock)
