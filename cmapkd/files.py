@@ -99,10 +99,21 @@ def parse_json(raw: str | bytes, origin: str, kind: type | None = None, /, *, fi
         if (flaw := _flaw(content, dict if keys else kind, keys)) is None:
             return content
         reason = f"is damaged: {flaw}"
-    default = "delete it and run the command again that makes it, or get it again from where it came"
-    raise DamagedFileError(key=origin, reason=reason, fix=fix or default)
+    raise DamagedFileError(key=origin, reason=reason, fix=fix or _AGAIN)
 
 
+def checked(content: Any, origin: str, kind: type | None = None, /, *, fix: str = "", **keys: type) -> Any:
+    """A part of a JSON file, checked as by `read_json`.
+
+    Raises:
+        DamagedFileError: the part is of another type, or lacks a key.
+    """
+    if flaw := _flaw(content, dict if keys else kind, keys):
+        raise DamagedFileError(key=origin, reason=f"is damaged: {flaw}", fix=fix or _AGAIN)
+    return content
+
+
+_AGAIN = "delete it and run the command again that makes it, or get it again from where it came"
 _WORDS = {dict: "an object", list: "a list", str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
 

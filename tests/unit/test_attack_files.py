@@ -21,6 +21,7 @@ from config_examples import CONFIG
 from cmapkd.cli.ending import told_to_users
 from cmapkd.errors import DamagedFileError, UserError
 from cmapkd.files import parse_json, read_json, write_json
+from cmapkd.training import memory, retries
 from cmapkd.training.failures import FILE as FAILURES
 from cmapkd.training.failures import Failures
 from cmapkd.training.locks import FILE, StageLock, identity
@@ -221,3 +222,13 @@ def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr.startswith("error: interrupted") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("entry", [None, 1, {}, {"reason": "r"}, {"reason": "r", "accumulation": "x"}], ids=str)
+def test_damaged_records_of_retries_are_named(entry: object, tmp_path: Path) -> None:
+    for name in (memory.FILE, retries.FILE):
+        write_json(tmp_path / name, {"origin": "o", "retries": [entry]})
+    with pytest.raises(DamagedFileError, match=memory.FILE):
+        memory.Halvings(tmp_path, "o", 2, "stage", 8, 1)
+    with pytest.raises(DamagedFileError, match=retries.FILE):
+        retries._read(tmp_path / retries.FILE, "o")

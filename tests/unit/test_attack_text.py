@@ -22,6 +22,7 @@ from cmapkd.paper.figures.style import plain as in_figure
 from cmapkd.paper.latex import escape, macro_key
 from cmapkd.paper.markdown import markdown_table
 from cmapkd.paper.markdown import plain as in_markdown
+from cmapkd.workflow import as_label
 
 HOSTILE = [
     r"\input{/etc/passwd}", r"\immediate\write18{touch x}", "^^5cinput{/etc/passwd}", "%&_#$~{}^", "a\\\n\\end{document}",
@@ -132,3 +133,10 @@ def test_a_template_of_classes_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     templates = ("a {} {0.__class__} {", "{} %s")
     build_classifier(Model(), Texts, ClassPrompts(("x{y}",), templates), device="cpu")  # type: ignore[arg-type]
     assert asked == ["a x{y} {0.__class__} {", "x{y} %s"]
+
+
+def test_a_label_of_the_report_is_no_pattern_of_snakemake() -> None:
+    io = pytest.importorskip("snakemake.io")
+    for text in ("{run}", "{unknown} x", "{run,.*}", "{{run}}", "{"):
+        shown = io.apply_wildcards(as_label(text), {"run": "FOLDER"})
+        assert shown.replace("\u2060", "") == text
