@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import DamagedFileError
+
+LARGEST = 200_000_000  # [bytes] of a JSON file that is read at once
 
 
 @contextmanager
@@ -64,6 +67,12 @@ def read_json(path: str | Path, kind: type | None = None, /, *, fix: str = "", *
         DamagedFileError: the content is not such JSON.
         OSError: the file cannot be read.
     """
+    about = Path(path).stat()
+    if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):  # a pipe would never end
+        raise DamagedFileError(key=str(path), reason="is damaged: not a regular file", fix=fix or _AGAIN)
+    if about.st_size > LARGEST:
+        reason = f"is damaged: {about.st_size / 1e6:,.0f} MB, more than any file of this kind has"
+        raise DamagedFileError(key=str(path), reason=reason, fix=fix or _AGAIN)
     return parse_json(Path(path).read_bytes(), str(path), kind, fix=fix, **keys)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +192,15 @@ def test_titles_and_labels_are_checked_and_data_sets_may_not_differ_in_case() ->
 def test_json_is_read_as_json() -> None:
     assert parse_yaml('{"lr": 1e-3}', "x") == {"lr": 0.001}
     assert parse_yaml("{lr: 0.1}", "x") == {"lr": 0.1}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize("name", ["$(touch evil)", "`touch evil`", '"; touch evil; "', "x; touch evil"])
+def test_make_takes_no_command_from_a_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(f'title: "a\nname: {name}\n"\nname: {name}\n')
+    makefile = CONFIG.parent / "Makefile"
+    done = subprocess.run(
+        ["make", "-s", "-f", str(makefile), "help", "CONFIG=x.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "REPORT=results//report.html" in done.stdout
+    assert not (tmp_path / "evil").exists()

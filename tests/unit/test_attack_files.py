@@ -232,3 +232,15 @@ def test_damaged_records_of_retries_are_named(entry: object, tmp_path: Path) -> 
         memory.Halvings(tmp_path, "o", 2, "stage", 8, 1)
     with pytest.raises(DamagedFileError, match=retries.FILE):
         retries._read(tmp_path / retries.FILE, "o")
+
+
+def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(10**10)
+    for name in ("pipe.json", "zero.json", "huge.json"):
+        with pytest.raises(DamagedFileError, match=name):
+            read_json(tmp_path / name)
+    with pytest.raises(OSError):
+        read_json(tmp_path)

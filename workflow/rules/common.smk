@@ -10,7 +10,7 @@ sys.path.insert(0, REPOSITORY)
 
 from cmapkd.cluster import Site, gpu_resources, layout, partition_of, training_resources
 from cmapkd.config import parse_experiment
-from cmapkd.errors import UserError
+from cmapkd.errors import UserError, told_by_system
 from cmapkd.fingerprint import fingerprint
 from cmapkd.jobs import exclusion
 from cmapkd.plan import make_plan
@@ -31,6 +31,8 @@ try:
     # Facts of a cluster, from its profile; without one, everything runs on this machine.
     SITE = Site.read(workflow.resource_settings.default_resources)
     LAYOUT = layout(EXPERIMENT.training.ranks, SITE.ranks_per_node)
+except OSError as error:
+    raise WorkflowError(str(told_by_system(error) or error)) from None
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
