@@ -97,7 +97,8 @@ def parse_yaml(text: str, origin: str, fix: str = "check indentation and quotes 
     except UserError:
         raise
     except _ERRORS as error:
-        told = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        told = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a tag (`!!...`) does not fit its value"
+        told = "nested too deep" if isinstance(error, RecursionError) else told
         raise UserError(key=origin, reason=f"is not valid YAML: {told}", fix=fix) from None
     if isinstance(content, dict):
         for key in TEMPLATE:

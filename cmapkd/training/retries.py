@@ -96,5 +96,4 @@ def _read(path: Path, origin: str) -> list[dict[str, Any]]:
         return []
     content = read_json(path, origin=str, retries=list)
     known = content["retries"] if content["origin"] == origin else []
-    keys = {"step": int, "reason": str, "restarted_at": int, "lr_factor": float}
-    return [checked(entry, f"{path}: retries", **keys) for entry in known]
+    return [checked(entry, f"{path}: retries", step=int, reason=str, restarted_at=int, lr_factor=float) for entry in known]
