@@ -18,7 +18,8 @@ TOP = re.compile(
 )
 # What every Linux has, or what the product's own images have.
 SYSTEM = (
-    "/bin", "/boot", "/dev/full", "/dev/fd", "/dev/null", "/dev/nvidiactl", "/dev/shm", "/dev/stderr", "/dev/stdout", "/dev/zero",
+    "/bin", "/boot", "/dev/full", "/dev/fd", "/dev/null", "/dev/nvidiactl", "/dev/shm", "/dev/stderr", "/dev/stdout",
+    "/dev/zero",
     "/etc/apptainer", "/etc/apt", "/etc/dpkg", "/etc/machine-id", "/etc/passwd", "/etc/ssl/certs", "/etc/subuid", "/lib",
     "/opt/cmapkd", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/local/bin", "/usr/local/sbin", "/usr/sbin", "/usr/share",
     "/var/cache", "/var/lib", "/var/log",
