@@ -1,5 +1,5 @@
 # CMAPKD from a fresh machine: `make paper` and `make test` set up all they need, and do nothing twice.
-# Needs Python 3.11 or newer and make. `make help` lists what there is.
+# Needs Linux, Python 3.11 to 3.13 and make. `make help` lists what there is.
 
 PYTHON ?= python3
 CONFIG ?= config/mini.yaml

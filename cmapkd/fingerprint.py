@@ -20,6 +20,8 @@ NEUTRAL = (
     "cmapkd.plain_yaml",
     "cmapkd.plan",
     "cmapkd.errors",
+    "cmapkd.paths",
+    "cmapkd.commands",
     "cmapkd.provenance",
     "cmapkd.cli",
     "cmapkd.fingerprint",

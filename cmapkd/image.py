@@ -2,6 +2,7 @@
 
 An image is known by the SHA-256 of its file. The workflow takes it when it starts, keeps it in ``image.txt`` beside the
 results, which is an input of what computes, and hands it to jobs, whose provenance records it. A touched image is the same.
+``.image.json`` beside it has the time and size that the image had then, so that gigabytes are read once.
 
 Apptainer reads the rest from the environment of the process that calls it: ``APPTAINER_BIND`` (folders that jobs see),
 ``APPTAINER_NV`` (the host's GPU driver), ``APPTAINERENV_<name>`` (variables that ``--cleanenv`` would take away).
@@ -10,18 +11,22 @@ Torch-free: the workflow imports it on every node.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from cmapkd.config.paths import paths_of
+from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError
-from cmapkd.files import atomic_path, sha256_of, write_atomic
+from cmapkd.files import read_json, sha256_of, write_atomic, write_json
+from cmapkd.paths import HOME, UNBOUND, VARIABLES, home, make_folder, resolve
 from cmapkd.provenance import UNKNOWN, code_version
 
 IMAGE = "containers/cmapkd.sif"
@@ -31,24 +36,41 @@ COMPRESSION = "-comp zstd -Xcompression-level 3"
 LOCK_LABEL, REVISION_LABEL = "cmapkd.lock.sha256", "org.opencontainers.image.revision"
 # Of the submitting or allotting process; CUDA_VISIBLE_DEVICES is the job's own GPUs, and without it a rank would take others'.
 PASSED = (
-    "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_DEBUG",
-    "GLOO_SOCKET_IFNAME",
+    "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_DEBUG",
+    "GLOO_SOCKET_IFNAME", *(name for name in VARIABLES if name not in ("HOME", "HF_HOME", "CMAPKD_CACHE")),
 )  # fmt: skip
+# Variables that name a folder or a file: that is bound, too. A folder of the first ones is made if it can be.
+CACHES = ("HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_UNQUOTED = re.compile(r"[^\w@%+=./~-]")  # what Snakemake's command does not take in the path of an image
+_LISTED = 1000  # entries of a folder of data that are looked at for links
 _EARLIEST = 946_684_800  # 2000-01-01, where git does not say when the source was made
 _ROOT = Path(__file__).parents[1]
 
 
 def chosen(given: str | None = None, environment: Mapping[str, str] = os.environ) -> Path:
-    """Path of the image: the workflow's ``--config image=...``, else ``CMAPKD_IMAGE``, else ``containers/cmapkd.sif``."""
-    return Path(given or environment.get("CMAPKD_IMAGE") or IMAGE)
+    """Path of the image: the workflow's ``--config image=...``, else ``CMAPKD_IMAGE``, else ``containers/cmapkd.sif``.
+
+    Raises:
+        UserError: a path that cannot be resolved (`cmapkd.paths`).
+    """
+    text = str(given or environment.get("CMAPKD_IMAGE") or IMAGE)
+    return resolve(text, "image") if text.startswith(("~", "$")) else Path(text)
 
 
 def identify(image: Path, record: Path) -> str:
-    """``sha256:<hex>`` of an image, kept in ``record``; read again only when the image's time differs from the record's.
+    """``sha256:<hex>`` of an image, kept in ``record``; read again only when its time or size is another than it was.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or its path is one that Snakemake cannot start.
     """
+    if found := _UNQUOTED.search(str(image)):
+        raise UserError(
+            key="image",
+            value=str(image),
+            reason=f"holds {found[0]!r}, which the path of an image cannot",
+            fix="rename it, or link to it from another folder: `--config image=<link>`",
+        )
     if not image.is_file():
         raise UserError(
             key="image",
@@ -58,15 +80,48 @@ def identify(image: Path, record: Path) -> str:
             "without Apptainer add `--workflow-profile workflow/profiles/slurm-bare`",
         )
     about = image.stat()
-    if record.is_file() and record.stat().st_mtime_ns == about.st_mtime_ns:
-        known, _, size = record.read_text().strip().partition(" ")
-        if size == f"({about.st_size} bytes)":
-            return known
-    digest = f"sha256:{sha256_of(image)}"
-    with atomic_path(record) as temporary:
-        temporary.write_text(f"{digest} ({about.st_size} bytes)\n")
-        os.utime(temporary, ns=(about.st_mtime_ns, about.st_mtime_ns))
-    return digest
+    # As numbers: the time of the record itself may be one of whole seconds, on another file system than the image's.
+    state = {"mtime_ns": about.st_mtime_ns, "bytes": about.st_size}
+    known = _seen(record)
+    digest = known.get("digest") if {key: known.get(key) for key in state} == state else None
+    if digest is None:
+        digest = f"sha256:{sha256_of(image)}"
+        lock = {"lock": known["lock"]} if known.get("digest") == digest and "lock" in known else {}
+        write_json(_seen_file(record), {"digest": digest, **state, **lock})
+    text = f"{digest} ({about.st_size} bytes)\n"
+    if not record.is_file() or record.read_text() != text:  # its time decides what is run again
+        write_atomic(record, text)
+    return str(digest)
+
+
+def other_lock(image: Path, record: Path) -> str:
+    """A message where an image was made from another lock than this checkout's; nothing where its labels cannot be read.
+
+    The labels are read once for each digest; ``identify`` comes first.
+    """
+    known = _seen(record)
+    if "lock" not in known:
+        known["lock"] = labels_of(image).get(LOCK_LABEL, "")
+        write_json(_seen_file(record), known)
+    lock = _ROOT / "requirements.lock"
+    if not known["lock"] or not lock.is_file() or known["lock"] == (wanted := sha256_of(lock)):
+        return ""
+    return (
+        f"image = '{image}': was built from the lock {known['lock'][:12]}; that of the checkout is {wanted[:12]}, so jobs use "
+        "other versions of packages than `requirements.lock` says\n  fix: build it again with `cmapkd image build`"
+    )
+
+
+def _seen_file(record: Path) -> Path:
+    return record.with_name(".image.json")
+
+
+def _seen(record: Path) -> dict[str, Any]:
+    try:
+        known = read_json(_seen_file(record))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def enter(
@@ -82,19 +137,33 @@ def enter(
         folders: that jobs need; those that do not exist are left out. The working directory is there anyway.
         caches: variable -> folder, made if it is not there, with the same content inside as outside.
         environment: changed; that of this process, which calls Apptainer.
+
+    Raises:
+        UserError: a cache that cannot be made, or a name that Apptainer would take apart.
     """
-    for folder in caches.values():
-        folder.mkdir(parents=True, exist_ok=True)
+    for name, folder in caches.items():
+        if not folder.is_dir() and (why := make_folder(folder)):
+            fix = f"export {name}=<a folder that you can write to, and that the nodes of jobs see>"
+            raise UserError(key=name, value=str(folder), reason=f"this folder of a cache cannot be made: {why}", fix=fix)
+    if ":" in str(Path.cwd()):
+        reason = "holds ':', and such a folder cannot be the home of a container"
+        raise UserError(key="working directory", value=str(Path.cwd()), reason=reason, fix="rename or move the folder")
     given = environment.get(f"{_program().upper()}_BIND", "")
     wanted = dict.fromkeys(filter(None, given.split(",")))
-    for wanted_folder in [*folders, *caches.values()]:
-        path = Path(wanted_folder).resolve()
-        if path.exists() and not path.is_relative_to(Path.cwd()) and "," not in str(path) and ":" not in str(path):
+    named = _named(environment)
+    for folder in map(Path, [*folders, *caches.values(), *named.values()]):
+        # Under its own name, which the configuration has, and under that of what it links to, which links in it may have.
+        for path in dict.fromkeys((folder.absolute(), folder.resolve())):
+            if not path.exists() or path.is_relative_to(Path.cwd()):
+                continue
+            if found := re.search(f"[{UNBOUND}]", str(path)):
+                reason = f"holds {found[0]!r}, and such a folder cannot be bound into a container"
+                raise UserError(key="folder", value=str(path), reason=reason, fix="rename it, or name another one")
             wanted[str(path)] = None
     _set(environment, "BIND", ",".join(wanted))
     if Path("/dev/nvidiactl").exists():
         _set(environment, "NV", "1")
-    inside = {"CMAPKD_IMAGE_DIGEST": digest, **{name: str(folder.resolve()) for name, folder in caches.items()}}
+    inside = {"CMAPKD_IMAGE_DIGEST": digest, **{name: str(folder.absolute()) for name, folder in caches.items()}}
     commit, dirty = code_version()
     if commit != UNKNOWN:  # inside, git may not reach the repository
         inside |= {"CMAPKD_COMMIT": commit, "CMAPKD_DIRTY": str(dirty)}
@@ -104,23 +173,51 @@ def enter(
 
 
 def pass_on(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Hand the variables of ``PASSED`` into containers that this process starts."""
-    for name in PASSED:
-        key = f"{_program().upper()}ENV_{name}"
-        if name in environment:
-            environment[key] = environment[name]
+    """Hand the variables of ``PASSED``, and what paths start from, into containers that this process starts."""
+    inside = {name: environment[name] for name in PASSED if name in environment}
+    # Apptainer gives HOME the value of its own `--home`.
+    inside |= {HOME: str(home()), **{name: str(path) for name, path in _named(environment).items()}}
+    for name, value in inside.items():
+        environment[f"{_program().upper()}ENV_{name}"] = value
 
 
-def paths_in(content: Any) -> list[str]:
-    """Absolute paths that exist, of all texts in an experiment's configuration: data and weights that lie elsewhere."""
-    if isinstance(content, Mapping):
-        return [path for value in content.values() for path in paths_in(value)]
-    if isinstance(content, list | tuple):
-        return [path for value in content for path in paths_in(value)]
-    if not isinstance(content, str) or not content.startswith(("/", "~/")):
-        return []
-    path = Path(content).expanduser()
-    return [str(path)] if path != Path("/") and path.exists() else []
+def _named(environment: Mapping[str, str]) -> dict[str, Path]:
+    """Caches and certificates that variables name and that are there, or can be made, as absolute paths."""
+    found = {}
+    for name in (*CACHES, *CERTIFICATES):
+        if value := environment.get(name):
+            path = resolve(value, name)
+            if name in CACHES:
+                make_folder(path)
+            if path.exists():
+                found[name] = path
+    return found
+
+
+def paths_in(experiment: ExperimentConfig) -> list[str]:
+    """Paths of an experiment that exist, data and weights, and what links in their folders lead to."""
+    named = [Path(path).parent if key == "paper.manuscript" else Path(path) for key, path in paths_of(experiment)]
+    paths = [path for path in named if path != Path("/") and path.exists()]
+    return [str(path) for path in dict.fromkeys([*paths, *(target for path in paths for target in _links(path))])]
+
+
+def _links(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """Folders outside of ``folder`` that links in it, or in the folders in it, lead to: data sets are often put together so."""
+    if depth == 0 or not folder.is_dir():
+        return
+    try:
+        with os.scandir(folder) as listed:
+            entries = list(itertools.islice(listed, _LISTED))
+    except OSError:
+        return
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if entry.is_symlink():
+            target = Path(entry.path).resolve()
+            target = target if target.is_dir() else target.parent
+            if target.exists() and target != Path("/") and not target.is_relative_to(folder.resolve()):
+                yield target
+        elif entry.is_dir():
+            yield from _links(Path(entry.path), depth - 1)
 
 
 def build(

@@ -9,18 +9,23 @@ And which nodes to keep away from, after failures that a node may be the cause o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from cmapkd.files import read_json
 from cmapkd.site import Ask, ask
 
 STARTED, TIME_LIMIT, ATTEMPT, NODE = "CMAPKD_STARTED", "CMAPKD_TIME_LIMIT", "CMAPKD_ATTEMPT", "CMAPKD_NODE"
-FORWARDED = (STARTED, TIME_LIMIT, ATTEMPT, NODE)
+JOB = "CMAPKD_JOB"
+FORWARDED = (STARTED, TIME_LIMIT, ATTEMPT, NODE, JOB)
 _SILENT = 120.0  # seconds without a heart beat of a lock, of which there is one every 20
 # Kinds of failures (`cmapkd.training.failures`) that another node may not have: killed from outside, a device that broke.
 _OF_A_NODE = ("ended without a word", "error")
@@ -39,7 +44,7 @@ def variables(attempt: int, environment: Mapping[str, str] = os.environ, asking:
     told = asking(("scontrol", "show", "job", "--oneliner", number)) or ""
     facts = dict(re.findall(r"(\w+)=(\S+)", told))
     restarts = facts.get("Restarts", "0")
-    found = {ATTEMPT: str(attempt + (int(restarts) if restarts.isdigit() else 0))}
+    found = {ATTEMPT: str(attempt + (int(restarts) if restarts.isdigit() else 0)), JOB: number}
     start, end = _seconds(facts.get("StartTime", "")), _seconds(facts.get("EndTime", ""))
     if start is not None and end is not None and facts.get("TimeLimit") != "UNLIMITED" and end > start:
         found |= {STARTED: repr(start), TIME_LIMIT: f"{(end - start) / 60:g}"}
@@ -102,6 +107,39 @@ def exclusion(home: Path, needed: int, partition: str = "", asking: Ask = ask) -
         return f"--exclude={','.join(nodes)}" if len(usable - set(nodes)) >= needed else ""
 
     return option
+
+
+def option(name: str, arguments: Sequence[str] | None = None) -> list[str]:
+    """Values of an option of this process, by default; while it reads the rules, Snakemake does not know all of them yet."""
+    words = list(sys.argv if arguments is None else arguments)
+    given = words[words.index(name) + 1 :] if name in words else []
+    return list(takewhile(lambda word: not word.startswith("--"), given))
+
+
+def keep_logs(workflow: Any) -> None:
+    """In a job, rename the logs that an attempt before has left, which Snakemake is about to remove.
+
+    Args:
+        workflow: Snakemake's, with all rules defined. It does not know its job yet, but by its command line.
+    """
+    if workflow.remote_exec:
+        from snakemake.target_jobs import parse_target_jobs_cli_args
+
+        with contextlib.suppress(ValueError):  # wildcards that the command line cannot express
+            for rule, wildcards in parse_target_jobs_cli_args(option("--target-jobs")):
+                rename_logs(Path(str(log.apply_wildcards(wildcards))) for log in workflow.get_rule(rule).log)
+
+
+def rename_logs(logs: Iterable[Path]) -> None:
+    """``a.log`` becomes ``a.attempt-1.log``, the next time ``a.attempt-2.log``."""
+    for log in logs:
+        if not log.is_file() or not log.stat().st_size:
+            continue
+        number = 1
+        while (kept := log.with_name(f"{log.stem}.attempt-{number}{log.suffix}")).exists():
+            number += 1
+        with contextlib.suppress(OSError):  # a log is not worth a training
+            log.rename(kept)
 
 
 def _held(lock: Path, asking: Ask) -> bool:

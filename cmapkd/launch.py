@@ -1,8 +1,9 @@
 """How a training with several ranks starts: on one machine, or on each node of a SLURM job.
 
-One node: ``torchrun --standalone``. Several: the first call, in the job's allocation, starts itself once on each node with
-``srun``; there it finds its node's place in the variables of the step and starts ``torchrun``, which meets the others at the
-first node. Inside of that, a container if there is one: `srun` and `scontrol` exist only outside.
+One node: ``torchrun --standalone`` at 127.0.0.1, so that no name need resolve. Several: the first call, in the job's
+allocation, starts itself once on each node with ``srun``; there it finds its node's place in the variables of the step and
+starts ``torchrun``, which meets the others at the first node. Inside of that, a container if there is one: `srun` and
+`scontrol` exist only outside.
 
 Environment:
     CMAPKD_RANKS_PER_NODE: ranks on one node (the site's profile); unset or 0: all.
@@ -24,6 +25,7 @@ from cmapkd.cluster import Layout, layout
 from cmapkd.errors import UserError
 from cmapkd.image import pass_on
 from cmapkd.jobs import FORWARDED, NODE
+from cmapkd.training.launch import ON_ONE_NODE
 
 # Of the ports below those that Linux gives out by itself (32768 and up), so that no other connection holds it.
 # Signals reach the ranks, which stop with a checkpoint; it has ten minutes before they are killed.
@@ -54,7 +56,7 @@ def launch_command(
     program = [sys.executable, "-m"]
     torchrun = [*program, "torch.distributed.run", f"--nproc-per-node={where.ranks_per_node}", *TORCHRUN]
     if where.nodes == 1:
-        return [*torchrun, "--standalone", "-m", "cmapkd", *arguments]
+        return [*torchrun, *ON_ONE_NODE, "-m", "cmapkd", *arguments]
     if "SLURM_JOB_ID" not in environment:
         raise UserError(
             key="training.ranks",

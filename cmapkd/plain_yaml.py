@@ -98,7 +98,7 @@ def parse_yaml(text: str, origin: str, fix: str = "check indentation and quotes 
         raise
     except _ERRORS as error:
         told = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a tag (`!!...`) does not fit its value"
-        told = "nested too deep" if isinstance(error, RecursionError) else told
+        told = "nested too deep" if isinstance(error, RecursionError) else told.replace("<unicode string>", origin)
         raise UserError(key=origin, reason=f"is not valid YAML: {told}", fix=fix) from None
     if isinstance(content, dict):
         for key in TEMPLATE:

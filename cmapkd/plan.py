@@ -15,10 +15,11 @@ from typing import Any
 from cmapkd.config.methods import CachedPart, CMAPKDConfig, PromptKDConfig, TeacherPromptsConfig
 from cmapkd.config.overlap import overlap_settings
 from cmapkd.config.schedules import StageConfig
-from cmapkd.config.schema import ExperimentConfig
+from cmapkd.config.schema import ExperimentConfig, PreprocessingConfig
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, read_json, slug
 from cmapkd.models import configs
+from cmapkd.paths import portable_text
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "config"
@@ -71,9 +72,8 @@ class Plan:
         for run in self.runs:
             if run.directory == directory:
                 return run
-        raise UserError(
-            key="run", value=directory, reason="is not in the plan", fix=nearest(directory, [r.directory for r in self.runs])
-        )
+        fix = nearest(directory, [r.directory for r in self.runs], listing="`cmapkd plan`")
+        raise UserError(key="run", value=directory, reason="is not in the plan", fix=fix)
 
     def deployed_teacher(self, run: Run) -> dict[str, str]:
         """Addresses of the stages of the teacher that inference with a run's result needs, by their key in its settings."""
@@ -212,16 +212,24 @@ def _add_teacher(plan: Plan, common: dict[str, Any]) -> str:
     teacher = plan.experiment.teacher
     model = model_settings(teacher.model, "teacher.model")
     if teacher.pretrained is not None:
-        return _add_pretrained(plan, "teacher", model, teacher.pretrained)
+        return _add_pretrained(plan, "teacher", model, portable_text(teacher.pretrained), teacher.preprocessing)
     assert teacher.train is not None  # the schema asks for exactly one of the two
     stage = StageConfig(name="teacher", epochs=teacher.train.epochs, lr=teacher.train.lr, trains=("student", "heads"))
-    settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed)
+    stated = _stated(teacher.preprocessing)
+    settings = _settings(common, model, "random", {"method": "scratch"}, stage, teacher.train.seed, **stated)
     return plan.add("teacher", settings, (), "teacher")
 
 
-def _add_pretrained(plan: Plan, role: str, model: dict[str, Any], init: str) -> str:
+def _stated(preprocessing: PreprocessingConfig | None) -> dict[str, Any]:
+    """A stage's setting of how images are prepared; nothing where the experiment states nothing, so addresses stay."""
+    return {"preprocessing": preprocessing.given()} if preprocessing is not None else {}
+
+
+def _add_pretrained(
+    plan: Plan, role: str, model: dict[str, Any], init: str, preprocessing: PreprocessingConfig | None = None
+) -> str:
     settings = {"kind": "pretrained", "model": model, "init": init, "method": {"method": "pretrained"}, "seed": 0}
-    return plan.add(role, settings, (), f"{role} (pretrained)")
+    return plan.add(role, {**settings, **_stated(preprocessing)}, (), f"{role} (pretrained)")
 
 
 def _add_teacher_pyramid(plan: Plan, common: dict[str, Any], method: CMAPKDConfig) -> str:
@@ -279,7 +287,8 @@ def _add_teacher_cache(plan: Plan, common: dict[str, Any], part: CachedPart, sai
         "pyramid": experiment.pyramid.model_dump(mode="json") if part == "pyramid" else None,
         # Pictures and texts are prepared as for the student.
         "model": model_settings(experiment.student.model, "student.model"),
-        "init": experiment.student.init,
+        "init": portable_text(experiment.student.init),
+        **_stated(experiment.student.preprocessing),
         "augmentation": common["training"]["augmentation"],
         "max_pixels": common["training"]["max_pixels"],
         **{key: common[key] for key in ("distillation", "overlap") if key in common},
@@ -296,7 +305,8 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
     student = model_settings(experiment.student.model, "student.model")
     parent: str | None = None
     if experiment.student.init != "random":  # fetched and read once for all runs, like the teacher's
-        parent = _add_pretrained(plan, "student", student, experiment.student.init)
+        init = portable_text(experiment.student.init)
+        parent = _add_pretrained(plan, "student", student, init, experiment.student.preprocessing)
     start = 0.0
     addresses = []
     said = {"teacher": teacher, "teacher_pyramid": pyramid, "teacher_prompts": prompts, "student": parent}
@@ -306,7 +316,7 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
         settings = _settings(
             common,
             student,
-            experiment.student.init,
+            portable_text(experiment.student.init),
             method.stage_options(stage),
             stage,
             seed,
@@ -315,6 +325,7 @@ def _add_run(plan: Plan, common: dict[str, Any], name: str, method: Any, seed: i
             pyramid=experiment.pyramid.model_dump(mode="json") if method.uses_pyramid else None,
             parent=parent,
             start_epochs=start,
+            **_stated(experiment.student.preprocessing),
             **({"teacher_prompts": prompts} if prompts else {}),
             **({"teacher_cache": caches} if caches else {}),
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def collect_run(plan: Plan, directory: str, results: Path) -> Path:
     home = results / plan.experiment.name
     target = home / "runs" / run.directory
     deployed = plan.deployed_teacher(run)
-    stages, above = ([_stage_record(home / "stages" / address) for address in part] for part in (run.stages, deployed.values()))
+    stages, above = ([_remembered(home / "stages" / address) for address in part] for part in (run.stages, deployed.values()))
     last = home / "stages" / run.stages[-1]
     _link_all(last / "model", target / STUDENT)
     if "teacher" in deployed:
@@ -63,9 +64,16 @@ def _link_all(source: Path, target: Path) -> None:
         _link(file, target / file.name)
 
 
-def _stage_record(directory: Path) -> dict[str, Any]:
-    """What a run remembers of a stage; every file is compared with the digest written when it was made."""
-    record = read_json(directory / "stage.json", files=dict)
+def stage_record(directory: Path) -> dict[str, Any]:
+    """Read ``stage.json`` of a finished stage and compare every file with the digest that was written when it was made.
+
+    Raises:
+        UserError: the stage is not finished, or a file is missing or another one.
+    """
+    if not (directory / "stage.json").is_file():
+        fix = f"train it: cmapkd train {directory.name}, with the same --experiment and --results"
+        raise UserError(key=str(directory), reason="this stage is not finished: it has no stage.json", fix=fix)
+    record: dict[str, Any] = read_json(directory / "stage.json", files=dict)
     for name, expected in record["files"].items():
         path = directory / name
         if not path.is_file() or sha256_of(path) != expected:
@@ -74,7 +82,27 @@ def _stage_record(directory: Path) -> dict[str, Any]:
                 reason="is missing or not the file this stage wrote",
                 fix=f"delete {directory} and run the workflow again",
             )
-    kept = ("address", "label", "code", "files", "summary", "bad_samples")
+    return record
+
+
+def check_student(source: Path, record: Mapping[str, Any]) -> None:
+    """Compare the model of a run's folder with the digests in its ``run.json``.
+
+    Raises:
+        UserError: a file is missing or another one.
+    """
+    for name, expected in record["stages"][-1]["files"].items():
+        folder, _, file = name.partition("/")
+        path = source / STUDENT / file
+        if folder == "model" and not (path.is_file() and sha256_of(path) == expected):
+            fix = f"delete {source} and run the workflow again"
+            raise UserError(key=str(path), reason=f"is missing or not the file that {RUN} names", fix=fix)
+
+
+def _remembered(directory: Path) -> dict[str, Any]:
+    """What a run remembers of a stage."""
+    record = stage_record(directory)
+    kept = ("address", "label", "code", "files", "rests_on", "summary", "bad_samples")
     return {**{key: record.get(key) for key in kept}, "seed": record["settings"]["seed"], "provenance": record["provenance"]}
 
 

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from cmapkd.training.launch import ON_ONE_NODE
+
 LOCK = Path(__file__).parents[1] / "requirements.lock"
 MODULES = (
     "numpy", "scipy", "sklearn", "pandas", "PIL", "matplotlib", "pydantic", "resvg_py", "pyarrow", "torch", "torchvision",
@@ -108,15 +110,15 @@ def check_versions(lock: Path) -> str:
 
 
 def parse_lock(text: str) -> dict[str, str]:
-    """Package (in its canonical spelling, PEP 503) -> version, of lines ``name==version``."""
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    pairs = (line.partition("==") for line in lines if line)
+    """Package (in its canonical spelling, PEP 503) -> version, of lines ``name==version``; hashes and options are skipped."""
+    lines = (line.partition("#")[0].strip(" \t\\") for line in text.splitlines())
+    pairs = (line.partition("==") for line in lines if line and not line.startswith("--"))
     return {_canonical(name): version for name, _, version in pairs}
 
 
 def check_distributed(_: Path) -> str:
     """Two ranks with inputs 1 and 2 minimise (w x)^2 / 2 from w = 1: the mean gradient is (1 + 4) / 2, so w becomes 0.75."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "-m", __name__]
+    command = [sys.executable, "-m", "torch.distributed.run", *ON_ONE_NODE, f"--nproc-per-node={RANKS}", "-m", __name__]
     # This package for the ranks, however it was found here; one thread each, and the loopback of this machine.
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Choice:
-    """Facts of a site that the profile says. The defaults are those of the profile as shipped."""
+    """Facts of a site in the profile. The defaults are those of the profile as shipped."""
 
     status: str = "squeue"
     seconds: int = 30
+    jobs: int = 100  # submitted at a time
     account: str = ""
+    gpu_account: str = ""  # of jobs with GPUs, where it is another
     partition: str = ""
     gpu_partition: str = ""
     ranks_per_node: int = 4
@@ -23,6 +25,7 @@ class Choice:
     training_minutes: int | None = None
     training_memory_mb: int | None = None
     training_cpus: int | None = None
+    reasons: tuple[str, ...] = ()  # of the choice, for people
 
 
 def site_part(choice: Choice) -> str:
@@ -45,8 +48,16 @@ def site_part(choice: Choice) -> str:
     ]
     if not choice.gpu_request:
         gpus = ["  # No GPUs here. With some: `ranks_per_node: 4` (those of a node), and `gpu_request: gres=gpu:{n}`."]
-    gpu_partition = fact("    ", "slurm_partition", choice.gpu_partition, "gpu")
+    gpu_partition = [fact("    ", "slurm_partition", choice.gpu_partition, "gpu")]
+    gpu_partition += [f"    slurm_account: {choice.gpu_account}"] if choice.gpu_account else []
+    limit = choice.training_minutes
+    time = '    # 24 hours, then 48, ... The queue takes no job that is longer than its limit (`sinfo -o "%P %l"`).'
+    if limit is not None:
+        time = f"    # At most {limit} minutes, the limit of {choice.gpu_partition}. A training that needs more"
+        time += " stops with a checkpoint and continues in a new job."
     lines = [
+        "# Jobs in the queue or running at any time. SLURM refuses those above its limit (`sacctmgr show assoc`, MaxSubmit).",
+        f"jobs: {choice.jobs}",
         "# How to ask for a job's state: `sacct` where SLURM has an accounting database (slurmdbd), otherwise `squeue`.",
         f"slurm-status-command: {choice.status}",
         "# Seconds between two such questions, more while nothing ends: at most a third of SLURM's MinJobAge with `squeue`.",
@@ -64,19 +75,19 @@ def site_part(choice: Choice) -> str:
         *gpus,
         "set-resources:",
         "  teacher: &training",
-        gpu_partition,
+        *gpu_partition,
         "    # All of a training's ranks on one node share it.",
         f"    mem_mb: {scaled(64000, choice.training_memory_mb)}",
-        '    # 24 hours, then 48, ... The queue takes no job that is longer than its limit (`sinfo -o "%P %l"`).',
+        time,
         f"    runtime: {scaled(1440, choice.training_minutes)}",
         "  train: *training",
         "  evaluate:",
-        gpu_partition,
+        *gpu_partition,
         f"    mem_mb: {scaled(32000, choice.training_memory_mb)}",
         f"    runtime: {scaled(240, choice.training_minutes)}",
         "  data_build:",
         f"    runtime: {scaled(720, choice.minutes)}",
-        "  # It reads every picture once, on one core.",
+        "  # It reads every image once, on one core.",
         "  data_overlap:",
         f"    runtime: {scaled(720, choice.minutes)}",
         "# Cores on each node. A training's ranks share them, the processes that load its data among them.",

@@ -6,7 +6,6 @@ there is a SLURM, the queue. It changes nothing and imports no torch, so it may 
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from cmapkd.drivers import look, told
 from cmapkd.files import parse_json, read_json
 from cmapkd.plan import TEACHER, Plan, Stage
 from cmapkd.runs import teacher_seed
-from cmapkd.site import Ask, ask
+from cmapkd.site import Ask, ask, user_name
+from cmapkd.slurm import waiting
 
 # Job, state, comment (rule and wildcards, as Snakemake's executor sets it), time used, reason or nodes, working directory.
 SQUEUE = ("squeue", "-h", "-o", "%i|%T|%k|%M|%R|%Z")
@@ -69,6 +69,7 @@ class Status:
     paper: bool = False
     locked: str = ""  # by whom, where the workflow has locked the folder
     others: list[tuple[str, Job]] = field(default_factory=list)  # further jobs of this folder, by what they are
+    slurm: list[str] = field(default_factory=list)  # what keeps the workflow waiting for SLURM
 
 
 def status(plan: Plan, results: Path, asking: Ask = ask, processes: list[tuple[str, ...]] | None = None) -> Status:
@@ -84,6 +85,7 @@ def status(plan: Plan, results: Path, asking: Ask = ask, processes: list[tuple[s
     alive = own_processes(results) if processes is None else processes
     found = Status(plan.experiment.name, paper=(home / "paper" / "paper.tex").is_file())
     found.locked = locked_by(Path.cwd())
+    found.slurm = _slurm(asking)
     for stage in plan.stages.values():
         found.trainings.append(_training(plan, stage, home, jobs, alive))
     teacher = (f"{TEACHER}/{teacher_seed(plan.experiment)}", (plan.teacher,))
@@ -124,6 +126,15 @@ def _evaluation(
         state = "waiting"  # its log is of an earlier time, and what it measures is being made anew
     tail = _tail(log, directory.replace("/", "_")) if state == "failed" else ()
     return Item(directory, directory, state, None, job, tail, waits if state == "waiting" else ())
+
+
+def _slurm(asking: Ask) -> list[str]:
+    """What the workflow of this folder waits for, where SLURM refuses its jobs or does not know them."""
+    if (waits := waiting.read()) is None:
+        return []
+    # Ended jobs are listed too: the workflow may not have asked for them since.
+    listed = asking(("squeue", "-h", "-t", "all", "-o", "%i", "-u", user_name()))
+    return waiting.told(waits, None if listed is None else set(listed.split()))
 
 
 def _state(job: Job | None, command: tuple[str, str], alive: list[tuple[str, ...]], log: Path) -> str:
@@ -199,7 +210,7 @@ def _lines(path: Path) -> list[str]:
 def queue(asking: Ask, directory: Path) -> dict[str, Job]:
     """This user's jobs that Snakemake submitted from ``directory``, by their comment; none where there is no SLURM."""
     found = {}
-    for line in (asking((*SQUEUE, "-u", getpass.getuser())) or "").splitlines():
+    for line in (asking((*SQUEUE, "-u", user_name())) or "").splitlines():
         parts = line.split("|")
         if len(parts) != 6:
             continue
@@ -243,6 +254,7 @@ def tell(found: Status) -> str:
     lines.append(f"{measured} of {len(found.evaluations)} runs measured")
     lines += [line for item in _sorted(found.evaluations) for line in _told(item)]
     lines += [f"  {_job_told(job)}: {comment.removeprefix('rule_')}" for comment, job in found.others]
+    lines += found.slurm
     lines += [found.locked] if found.locked else []
     lines.append("the paper is written" if found.paper else "no paper yet")
     return "\n".join(lines)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 import shutil
 import sys
@@ -11,18 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cmapkd import drivers, jobs
 from cmapkd.cluster import Layout, Site
+from cmapkd.config.load import effective_text
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.errors import UserError
+from cmapkd.done import say_what_was_made as say_what_was_made
 from cmapkd.files import digest, read_json, sha256_of, write_atomic
 from cmapkd.fingerprint import evaluation_code, fingerprint, training_code
 from cmapkd.gate import GATE
 from cmapkd.image import chosen as chosen
-from cmapkd.image import enter, identify, paths_in
+from cmapkd.imported import weights_params as weights_params
 from cmapkd.paper import build
 from cmapkd.paper.algorithms import ALGORITHMS
 from cmapkd.paper.context import PaperContext
@@ -33,26 +30,10 @@ from cmapkd.paper.tables import TABLES
 from cmapkd.paper.tables.tuned import TunedFile
 from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import find_run, teacher_seed
-
-
-def results_folder(name: Any) -> Path:
-    """The folder of all results, by the configuration's key ``results``.
-
-    Raises:
-        UserError: a name that Snakemake would take for a pattern, or a program for an option.
-    """
-    if not isinstance(name, str | Path) or not str(name).strip():
-        raise UserError(
-            key="results", value=name, reason="is no name of a folder", fix="write it as text: results='my results'"
-        )
-    path = Path(name).expanduser()
-    if found := re.search(r"[{}\x00-\x1f*?\[\]]", str(path)):
-        reason = f"holds {found[0]!r}, which the names of Snakemake's files cannot"
-        raise UserError(key="results", value=str(name), reason=reason, fix="name another folder")
-    if str(path).startswith("-"):
-        reason = "begins with a dash, so programs would take it for an option"
-        raise UserError(key="results", value=str(name), reason=reason, fix=f"write it in full: {path.absolute()}")
-    return path
+from cmapkd.start import check_files as check_files
+from cmapkd.start import enter_image as enter_image
+from cmapkd.start import results_folder as results_folder
+from cmapkd.start import share_home as share_home
 
 
 def quoted(path: str | Path) -> str:
@@ -72,8 +53,7 @@ def config_directory(files: Sequence[str | Path]) -> Path | None:
 
 def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:
     """Keep the experiment with its results, every default written out; an unchanged file is left untouched."""
-    text = "# Written by the workflow: the experiment with all defaults and overrides.\n"
-    text += yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = effective_text(experiment.model_dump(mode="json"))
     path = Path(path)
     if not path.is_file() or path.read_text() != text:
         write_atomic(path, text)
@@ -316,20 +296,6 @@ def in_containers(deployment: Any) -> bool:
     return any(method.name == "APPTAINER" for method in deployment.deployment_method)
 
 
-def enter_image(image: str, home: str, folders: list[str | Path], experiment: ExperimentConfig) -> list[str]:
-    """Tell Apptainer what jobs see of outside; returns the file with the image's digest, an input of what computes.
-
-    Raises:
-        UserError: there is no such image.
-    """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    caches = {"CMAPKD_CACHE": Path(os.environ.get("CMAPKD_CACHE") or user / "cmapkd"), "XDG_CACHE_HOME": user}
-    record = Path(home) / "image.txt"
-    digest = identify(Path(image), record)
-    enter(digest, [*folders, *paths_in(experiment.model_dump(mode="json"))], caches)
-    return [str(record)]
-
-
 def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
     """Shell text in front of a job's command: what the job knows of itself, and patience with signals; nothing elsewhere.
 
@@ -341,12 +307,24 @@ def job_prefix(remote: bool, arguments: Sequence[str] | None = None) -> str:
     """
     if not remote:
         return ""
-    words = list(sys.argv if arguments is None else arguments)
-    given = words[words.index("--attempt") + 1 :][:1] if "--attempt" in words else []
+    given = jobs.option("--attempt", arguments)
     attempt = int(given[0]) if given and given[0].isdigit() else 1
     jobs.outlive_signals()
     lines = "".join(f"export {name}={shlex.quote(value)}; " for name, value in jobs.variables(attempt).items())
     return f"trap '' TERM USR1; {lines}"
+
+
+def outlast_slurm(submits: bool) -> None:
+    """Have jobs submitted by an executor that waits for a SLURM that fails for a while; without effect for other executors.
+
+    Args:
+        submits: whether this Snakemake may submit jobs; one that runs a single job of another Snakemake does not.
+    """
+    from cmapkd.slurm.executor import install, quote_interpreter
+
+    quote_interpreter()
+    if submits:
+        install()
 
 
 def say_who_works_here(main: bool) -> None:
@@ -387,13 +365,3 @@ def manuscript_files(context: PaperContext, latex: bool, deployed: bool = False)
 def exports(plan: Plan, home: str) -> list[str]:
     """Directories of the students that are exported, each seed a model of its own."""
     return [f"{home}/export/{run.directory}" for run in plan.runs if run.name in plan.experiment.export]
-
-
-def say_what_was_made(home: str, latex: bool, manuscript: bool) -> None:
-    """The last lines of a successful run: where to look."""
-    missing = "LaTeX or some of its packages are missing here: tables and plots, but no PDF of drawings and paper"
-    what = f"{home}/paper/paper.pdf" if latex else f"{home}/paper/ ({missing})"
-    what += f" and {home}/paper/manuscript.pdf" if manuscript else ""
-    sys.stderr.write(
-        f"\nDone: {what}\nA number's origin: cmapkd trace table2 Teacher i2t_r1 --experiment {home}/experiment.yaml\n"
-    )

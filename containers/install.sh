@@ -5,7 +5,8 @@
 # Usage: install.sh <source>     as root, at the end of the base system (%post of the definitions beside this file)
 # Environment: SOURCE_DATE_EPOCH  no file in the image is younger [s since 1970]
 #              APPTAINER_LABELS   file that takes further labels, one `name value` a line
-# A folder of wheels mounted at /mnt takes the place of the package index: the image is then built without a network for pip.
+# A folder mounted at /mnt with the files of the lock takes the place of the package index: the image is then built without a
+# network for pip. Versions of Debian's packages are kept in debian-packages.txt beside the source.
 set -euo pipefail
 source=$1
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT_USER_ACTION=ignore
@@ -21,7 +22,6 @@ cd "$source"
 scripts/setup-latex.sh
 command -v pdflatex >/dev/null || { echo "LaTeX could not be installed" >&2; exit 1; }
 
-# Wheels of one Python fit no other: then the index is asked.
 if compgen -G "/mnt/*.whl" >/dev/null; then
   export PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt
 fi
@@ -33,6 +33,7 @@ scripts/setup-environment.sh python3 "$venv"
 rm -f "$venv/.complete"
 find "$source" "$venv" -name __pycache__ -type d -prune -exec rm -rf {} +
 "$venv/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$venv/lib" "$source/cmapkd" >/dev/null || true # templates with {{ }} in them
+dpkg-query --show --showformat '${Package}:${Architecture} ${Version}\n' | LC_ALL=C sort >"$(dirname "$source")/debian-packages.txt"
 apt-get clean
 # Nothing in /tmp, /var/tmp, /root or /home: during a build Apptainer shows the host's own there, and they would be emptied.
 rm -rf /etc/dpkg/dpkg.cfg.d/image /var/lib/apt/lists/* /var/cache/* /var/log/* /var/lib/dpkg/*-old /usr/share/doc/* /usr/share/man/*

@@ -15,13 +15,26 @@ from typing import Annotated
 import typer
 
 from cmapkd import __version__
-from cmapkd.cli import machine
+from cmapkd import commands as printed
+from cmapkd.cli import machine, needs
 from cmapkd.cli import paper as commands
 from cmapkd.cli.ending import told_to_users
 from cmapkd.cli.export import export
-from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, check_weights, dataset_of, home_of, plan_of
-from cmapkd.errors import UserError, nearest
+from cmapkd.cli.options import (
+    DEFAULT,
+    RESULTS,
+    Experiment,
+    Results,
+    check_weights,
+    dataset_of,
+    home_of,
+    needs_of,
+    plan_of,
+)
+from cmapkd.cli.tune import tune
+from cmapkd.errors import UserError
 from cmapkd.jobs import ATTEMPT, TIME_LIMIT, heed_signals
+from cmapkd.paths import cache
 
 app = typer.Typer(name="cmapkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Fetch a data set, write it into shards, look at it.")
@@ -45,7 +58,8 @@ def data_fetch(
     from cmapkd.data.sources.public.base import PublicSource, tell_files
     from cmapkd.files import write_json
 
-    source = build_source(dataset_of(experiment, dataset), cache())
+    config = dataset_of(experiment, dataset, there=not show)
+    source = build_source(config, cache())
     if show:
         typer.echo(tell_files(source))
         return
@@ -62,13 +76,16 @@ def data_build(dataset: str, experiment: Experiment = DEFAULT, results: Results 
     from cmapkd.config import load_experiment
     from cmapkd.data.overlap import source_without_overlap
     from cmapkd.data.shards import write_dataset
+    from cmapkd.data.sources.public.summary import build_summary
 
-    dataset_of(experiment, dataset)
+    dataset_of(experiment, dataset, there=True)
     home = home_of(experiment, results)
     source = source_without_overlap(load_experiment(experiment), dataset, cache(), home)
     manifest = write_dataset(source, home / "data" / dataset, dataset=dataset)
     for split, about in manifest["splits"].items():
         typer.echo(f"{dataset}/{split}: {about['samples']} samples in {len(about['shards'])} shards", err=True)
+        for line in build_summary(manifest, split):
+            typer.echo(f"  {line}", err=True)
 
 
 @data_app.command("overlap")
@@ -85,13 +102,24 @@ def data_overlap(experiment: Experiment = DEFAULT, results: Results = RESULTS) -
 
 
 @data_app.command("contact")
-def data_contact(dataset: str, split: str, out: Path, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+def data_contact(
+    dataset: str,
+    split: str,
+    out: Annotated[Path | None, typer.Argument(help="PNG; default contact/<dataset>/<split>.png in the results")] = None,
+    experiment: Experiment = DEFAULT,
+    results: Results = RESULTS,
+) -> None:
     """Draw a contact sheet of a split, for a person to look at."""
+    dataset_of(experiment, dataset)
+    needs_of(experiment, results).split(dataset, split)
     from cmapkd.data.contact import contact_sheet
     from cmapkd.data.split import Split
 
-    samples = Split(home_of(experiment, results) / "data" / dataset, split)
+    home = home_of(experiment, results)
+    out = out or home / "contact" / dataset / f"{split}.png"
+    samples = Split(home / "data" / dataset, split)
     contact_sheet((samples.read(index) for index in range(len(samples))), out, title=f"{dataset}, {split}")
+    typer.echo(str(out))
 
 
 @data_app.command("verify")
@@ -99,6 +127,8 @@ def data_verify(dataset: str, experiment: Experiment = DEFAULT, results: Results
     """Recompute the digests of all shards against the manifest."""
     from cmapkd.data.shards import verify
 
+    dataset_of(experiment, dataset)
+    needs_of(experiment, results).data([dataset])
     verify(home_of(experiment, results) / "data" / dataset)
     typer.echo(f"{dataset}: every shard is as its manifest says")
 
@@ -127,10 +157,8 @@ def train(
     leave_when_asked()
     os.environ[STARTED] = start_of_job()  # before torch is imported, which takes its time
     plan = plan_of(experiment)
-    for address in stages:
-        if address not in plan.stages:
-            fix = nearest(address, list(plan.stages))
-            raise UserError(key="stage", value=address, reason="is not in the plan of this experiment", fix=fix)
+    needs.check_stages(plan, stages)
+    needs.training(plan, stages, needs_of(experiment, results))
     trained = any(plan.stages[address].settings["kind"] != "pretrained" for address in stages)
     ranks = (ranks or plan.experiment.training.ranks) if trained else 1
     if ranks > 1 and "RANK" not in os.environ:
@@ -153,13 +181,15 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
+    from cmapkd.data.loading import explained
     from cmapkd.training.launch import leave_rank
     from cmapkd.training.loop import train_stage
 
     home, options = results / plan.experiment.name, plan.experiment.training
     try:
         for address in stages:
-            train_stage(plan.stages[address], home, options, time_limit=time_limit, attempt=attempt)
+            with explained(options.workers, "training.workers", outside=True):
+                train_stage(plan.stages[address], home, options, time_limit=time_limit, attempt=attempt)
     except Interrupted as stop:
         typer.echo(str(stop), err=True)
         raise SystemExit(EXIT) from None  # an unfinished job, not a failed one
@@ -172,13 +202,14 @@ def weights(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> Non
 
     The workflow does the same on the machine that runs it; nodes of a cluster often have no network.
     """
+    from cmapkd.imported import is_current
     from cmapkd.training.loop import train_stage
 
     plan = plan_of(experiment)
     home = results / plan.experiment.name
     for address, stage in plan.stages.items():
         if stage.method == "pretrained":
-            if not (home / "stages" / address / "stage.json").is_file():
+            if not is_current(plan, home, address):
                 train_stage(stage, home, plan.experiment.training)
             typer.echo(f"{address:34} {stage.settings['model']['name']} {stage.settings['init']}")
 
@@ -188,8 +219,12 @@ def gate(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
     """Compare the teacher's metrics with what the experiment expects of it (`teacher.expected`)."""
     from cmapkd.config import load_experiment
     from cmapkd.gate import pass_gate
+    from cmapkd.runs import teacher_seed
 
-    for line in pass_gate(load_experiment(experiment), results):
+    loaded = load_experiment(experiment)
+    teacher = f"metrics/Teacher/{teacher_seed(loaded)}.json"
+    needs_of(experiment, results).files([teacher], "the teacher is not evaluated")
+    for line in pass_gate(loaded, results):
         typer.echo(line)
 
 
@@ -199,6 +234,7 @@ def collect(runs: list[str], experiment: Experiment = DEFAULT, results: Results 
     from cmapkd.runs import collect_run
 
     plan = plan_of(experiment)
+    needs.collecting(plan, runs, needs_of(experiment, results))
     for run in runs:
         collect_run(plan, run, results)
 
@@ -211,56 +247,16 @@ def evaluate(
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all")] = 0,
 ) -> None:
     """Measure runs (`<name>/<seed>`, the teacher's is `Teacher/<seed>`) on everything the experiment evaluates."""
+    plan = plan_of(experiment)
+    needs.evaluating(plan, runs, needs_of(experiment, results))
     import torch
 
     if threads:
         torch.set_num_threads(threads)
     from cmapkd.evaluation.run import evaluate_run
 
-    plan = plan_of(experiment)
     for run in runs:
         evaluate_run(plan, run, results)
-
-
-@app.command("tune")
-def tune(
-    runs: Annotated[list[str] | None, typer.Argument(help="runs to tune; none: those of the key `tuning`")] = None,
-    experiment: Experiment = DEFAULT,
-    results: Results = RESULTS,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all")] = 1,
-    trials: Annotated[int, typer.Option(help="trials of each run; 0: as the experiment says")] = 0,
-    out: Annotated[Path | None, typer.Option(help="file of what was found; default config/tuned/<experiment>.yaml")] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="forget earlier trials of these runs")] = False,
-) -> None:
-    """Search settings of runs on the validation splits, as many trials for each; killed, the same command goes on.
-
-    Several of these commands may run at once, on the same runs or others.
-    """
-    from cmapkd.config import load_experiment
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(key="tune", reason="runs in one process", fix="start it without torchrun, several times if you like")
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    from cmapkd.training.stopping import EXIT, Interrupted
-    from cmapkd.tuning.run import tune_runs
-    from cmapkd.tuning.trial import tuned_runs
-
-    names = runs or tuned_runs(load_experiment(experiment, tuning=()))
-    loaded = load_experiment(experiment, tuning=names)
-    if trials:
-        loaded = loaded.model_copy(update={"tuning": loaded.tuning.model_copy(update={"trials": trials})})
-    target = out or DEFAULT.parent / "tuned" / f"{loaded.name}.yaml"
-    try:
-        tune_runs(loaded, names, results, target, restart=restart)
-    except Interrupted as stop:
-        typer.echo(str(stop), err=True)
-        raise SystemExit(EXIT) from None
-    typer.echo(str(target))
 
 
 @app.command("plan")
@@ -311,15 +307,22 @@ def site(
     account: Annotated[str, typer.Option(help="whom jobs are charged to; none: the first of yours")] = "",
     partition: Annotated[str, typer.Option(help="where jobs without GPU run; none: the site's default")] = "",
     gpu_partition: Annotated[str, typer.Option(help="where trainings run; none: the one with most GPUs")] = "",
-    profile: Annotated[Path, typer.Option(help="profile whose part of the site is written")] = Path(
+    profile: Annotated[Path, typer.Option(help="the file that is written, from profile.yaml in its folder")] = Path(
         "workflow/profiles/slurm/profile.v9+.yaml"
     ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="print the part, write nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="print the site's part, write nothing")] = False,
+    renew: Annotated[bool, typer.Option(help="keep the site's part, take all else from a changed profile.yaml")] = False,
 ) -> None:
-    """Ask SLURM about this site and write the site's part of the profile `slurm`; says what it could not find."""
+    """Ask SLURM about this site and write its profile, which git ignores; prints what it chose and why, and what is missing."""
     from cmapkd import site as asked
     from cmapkd.site_text import site_part
 
+    if renew:
+        missing = asked.renew(profile)
+        typer.echo(f"written: {profile}, with the site's part as it was", err=True)
+        if missing:
+            typer.echo(f"its site's part lacks {', '.join(missing)}: add it by hand, or run `cmapkd site`", err=True)
+        return
     found = asked.find()
     choice = asked.choose(found, account, partition, gpu_partition)
     typer.echo(asked.tell(found, choice), err=True)
@@ -330,15 +333,22 @@ def site(
         typer.echo(f"written: {profile}", err=True)
 
 
-for command in (commands.trace, commands.verify, commands.compare, export, machine.selfcheck):
+for command in (tune, commands.trace, commands.verify, commands.compare, export, machine.selfcheck):
     app.command()(command)
 
 
 @config_app.command("check")
 def config_check(file: Path) -> None:
-    """Check an experiment file, without starting anything."""
+    """Check an experiment file, without starting anything. Folders of data that are not there are listed and no error."""
+    from cmapkd.config.paths import missing_folders, tell_missing
+
     made = plan_of(file)
     check_weights(made.experiment)
+    if missing := missing_folders(made.experiment):
+        count = "1 folder of data is" if len(missing) == 1 else f"{len(missing)} folders of data are"
+        typer.echo(f"note: {count} not there, but needed before the workflow starts:", err=True)
+        for key, path in missing:
+            typer.echo(f"  {tell_missing(key, path)}", err=True)
     typer.echo(f"{file}: fine; {len(made.stages)} trainings, {len(made.runs)} runs")
 
 
@@ -354,12 +364,6 @@ def config_document(
         raise UserError(key=", ".join(stale), reason="does not agree with the code", fix="run `cmapkd config document --fix`")
 
 
-def cache() -> Path:
-    """Folder of downloads, shared by all experiments."""
-    base = os.environ.get("CMAPKD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmapkd"
-    return Path(base)
-
-
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"cmapkd {__version__}")
@@ -368,7 +372,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
-    pass
+    printed.forget()
 
 
 def main() -> None:

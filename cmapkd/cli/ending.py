@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from cmapkd import commands as printed
+from cmapkd.cli.options import dataset_named
 from cmapkd.errors import UserError, told_by_system
 
 INTERRUPTED = 128 + signal.SIGINT  # as typer ends
@@ -19,7 +21,7 @@ def told_to_users() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _leave(str(error))
+        _leave(printed.completed(str(error), dataset=dataset_named(error)))
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _leave("interrupted\n  fix: start the same command again", INTERRUPTED)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, plan_of
+from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, needs_of, plan_of
 
 
 class Format(StrEnum):
@@ -41,7 +41,8 @@ def export(
         hub.check(push, yes, public)
     check_licence(licence)
     check_target(to, overwrite)
-    found = finished.finished(plan_of(experiment), run, results)
+    needs_of(experiment, results).folder()
+    found = finished.finished(plan_of(experiment), run, results, experiment)
     from cmapkd.export.write import export as write
 
     formats = None if form is Format.ALL else [form.value]

@@ -37,7 +37,9 @@ def image_build(
     out: Annotated[Path, typer.Option(help="where the image goes")] = Path("containers/cmapkd.sif"),
     definition: Annotated[str, typer.Option(help="`cluster`: base from a registry; `cpu`: from Debian's packages")] = "cluster",
     base: Annotated[Path | None, typer.Option(help="folder or image with a bare Debian 12 to begin from")] = None,
-    wheels: Annotated[Path | None, typer.Option(help="folder of wheels, in place of the package index")] = None,
+    wheels: Annotated[
+        Path | None, typer.Option(help="folder with the files of requirements.lock, in place of the package index")
+    ] = None,
     mirror: Annotated[str, typer.Option(help="of Debian packages, for `cpu`; none: the one that apt uses here")] = "",
     fakeroot: Annotated[bool, typer.Option("--fakeroot", help="build without being root")] = False,
     tested: Annotated[bool, typer.Option("--test/--no-test", help="run `cmapkd selfcheck` in it before it counts")] = True,

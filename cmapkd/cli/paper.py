@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from cmapkd.cli.options import DEFAULT, RESULTS, Experiment, Results, home_of, paper_of, plan_of
+from cmapkd import commands
+from cmapkd.cli.options import (
+    DEFAULT,
+    RESULTS,
+    Experiment,
+    Results,
+    dataset_of,
+    default_experiment,
+    default_results,
+    home_of,
+    needs_of,
+    paper_of,
+    plan_of,
+)
 from cmapkd.errors import UserError
 
 paper_app = typer.Typer()
@@ -15,12 +28,23 @@ report_app = typer.Typer(no_args_is_help=True, help="Pages of the HTML report; `
 
 
 @paper_app.callback(invoke_without_command=True)
-def paper(context: typer.Context, experiment: Experiment = DEFAULT, results: Results = RESULTS) -> None:
+def paper(
+    context: typer.Context,
+    experiment: Annotated[
+        Path | None, typer.Option("--experiment", "-e", help=f"experiment file; default: {DEFAULT} of this clone")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="folder that holds all experiments; default: results of this clone")
+    ] = None,
+) -> None:
     """Tables, figures and the document, from metric files alone; without a sub-command all of them."""
+    given = {name: value for name, value in (("experiment", experiment), ("results", results)) if value is not None}
+    for name, value in given.items():
+        commands.remember(f"--{name}", value)
     if context.invoked_subcommand is None:
-        paper_all(experiment, results)
+        paper_all(experiment or default_experiment(), results or default_results())
     else:  # options before the sub-command are meant for it
-        context.default_map = {context.invoked_subcommand: {"experiment": str(experiment), "results": str(results)}}
+        context.default_map = {context.invoked_subcommand: {name: str(value) for name, value in given.items()}}
 
 
 @paper_app.command("table")
@@ -80,6 +104,7 @@ def paper_all(experiment: Experiment = DEFAULT, results: Results = RESULTS) -> N
     """All tables, figures and the document at once; `cmapkd paper` alone does the same."""
     from cmapkd.paper.build import build_paper
 
+    needs_of(experiment, results).folder()
     context = paper_of(experiment, results)
     made = build_paper(context)
     if not made:
@@ -93,6 +118,7 @@ def paper_keep(directory: Path, experiment: Experiment = DEFAULT, results: Resul
     """Copy what was measured, with its provenance, to a folder that a repository can hold, and write its page of tables."""
     from cmapkd.paper.markdown import keep_results
 
+    needs_of(experiment, results).folder()
     kept = keep_results(paper_of(experiment, results), directory)
     typer.echo(f"{len(kept)} files in {directory}")
 
@@ -103,6 +129,7 @@ def report_run(run: str, out: Path, experiment: Experiment = DEFAULT, results: R
     from cmapkd.files import write_atomic
     from cmapkd.paper.run_page import render_run_page
 
+    needs_of(experiment, results).folder()
     write_atomic(out, render_run_page(plan_of(experiment), paper_of(experiment, results), run))
 
 
@@ -111,6 +138,9 @@ def report_data(dataset: str, out: Path, experiment: Experiment = DEFAULT, resul
     """A page of a data set: splits, what they share, sources and licences."""
     from cmapkd.data.shards import read_manifest
     from cmapkd.files import write_atomic
+
+    dataset_of(experiment, dataset)
+    needs_of(experiment, results).data([dataset])
     from cmapkd.paper.log_page import render_data_page
 
     write_atomic(out, render_data_page(read_manifest(home_of(experiment, results) / "data" / dataset)))
@@ -135,24 +165,37 @@ def trace(
 
     from cmapkd.paper.trace import address_of, chain, tell
 
+    needs_of(experiment, results).folder()
     found = chain(paper_of(experiment, results), *address_of(cell))
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else tell(found))
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="results of an experiment (results/mini), or their paper/")] = RESULTS / "mini",
+    path: Annotated[
+        Path | None, typer.Argument(help="results of an experiment, or their paper/; default: results/mini of this clone")
+    ] = None,
     experiment: Annotated[
         Path | None, typer.Option("--experiment", "-e", help="experiment file; default: the one with the results")
     ] = None,
     deep: Annotated[
         bool | None, typer.Option("--deep/--no-deep", help="hash every shard; default: below 4 GiB of them")
     ] = None,
+    kept: Annotated[
+        bool | None,
+        typer.Option("--kept/--full", help="arrays, models and data may be missing; default: as `paper keep` wrote it or not"),
+    ] = None,
 ) -> None:
-    """Compute again all digests and numbers that a paper rests on; exit code 1 and a list of everything that is wrong."""
+    """Compute again all digests and numbers that a paper rests on; exit code 1 and a list of everything that is wrong.
+
+    Of results that `cmapkd paper keep` copied, all that is there is verified, and what is not there is counted by kind.
+    """
     from cmapkd.paper.verify import summary
     from cmapkd.paper.verify import verify as check
 
-    findings = check(path, experiment=experiment, deep=deep)
+    if path is None:
+        default_experiment()  # says so outside of any clone
+        path = default_results() / DEFAULT.stem
+    findings = check(path, experiment=experiment, deep=deep, kept=kept)
     typer.echo(summary(findings, path))
     if findings.problems:
         raise typer.Exit(1)
@@ -173,6 +216,7 @@ def compare(
     from cmapkd.paper.compare import find_side, pairs_of
     from cmapkd.paper.compare_text import text
 
+    needs_of(experiment, results).folder()
     loaded, context = load_experiment(experiment), paper_of(experiment, results)
     sides = [find_side(name, loaded, context, results) for name in (first, second)]
     found = [compare_runs(*pair, strata=strata) for pair in pairs_of(*sides)]

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from cmapkd.config import methods, schema, sources
 from cmapkd.config.evaluation import EvaluationConfig
 from cmapkd.config.paper import PaperConfig
+from cmapkd.config.paths import PathKey
 from cmapkd.config.schedules import DEFAULT_SCHEDULES, StageConfig
 from cmapkd.config.training import TrainingConfig
 from cmapkd.config.tuning import TuningConfig
@@ -214,7 +215,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    text = _words(field.annotation)
+    marked = next((part for part in field.metadata if isinstance(part, PathKey)), None)
+    text = marked.words if marked is not None else _words(field.annotation)
     bounds = []
     for constraint in field.metadata:
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
@@ -230,7 +232,8 @@ def _number(value: float) -> str:
 def _words(annotation: Any, plural: bool = False) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _words(arguments[0], plural)
+        marked = next((part for part in arguments if isinstance(part, PathKey)), None)
+        return marked.words if marked is not None else _words(arguments[0], plural)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import UserError
+from cmapkd.paths import resolve
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PLACES = (REPOSITORY / "config", REPOSITORY)  # where the workflow, which is not told the file, looks as well
@@ -48,7 +49,7 @@ def _extended(
     if not isinstance(content.get("name"), str):
         reason = "needs a `name` of its own, or its results would be written over those of the experiment it extends"
         raise UserError(key=f"{origin}: name", reason=reason, fix="name: <something else>")
-    places = [place / name for place in ((directory,) if directory is not None else ()) + PLACES]
+    places = looked_up(name, key, directory, PLACES)
     path = next((place for place in places if _is_file(place)), None)
     if path is None:
         where = " or ".join(dict.fromkeys(str(place) for place in places))
@@ -61,6 +62,17 @@ def _extended(
     if isinstance(base.get("tuned"), str) and path.parent != directory and (beside := path.parent / base["tuned"]).is_file():
         base["tuned"] = str(beside)
     return merged(base, content)
+
+
+def looked_up(name: str, key: str, directory: Path | None, places: tuple[Path, ...]) -> list[Path]:
+    """Where a file that an experiment names may be: in the folder of the experiment's file, then in ``places``.
+
+    Raises:
+        UserError: a path that cannot be resolved (`cmapkd.paths`).
+    """
+    if name.startswith(("~", "$")):
+        return [resolve(name, key)]
+    return [place / name for place in ((directory,) if directory is not None else ()) + places]
 
 
 def _is_file(path: Path) -> bool:
@@ -83,12 +95,17 @@ def merged(base: Any, override: Any) -> Any:
     return result
 
 
-def rooted(content: dict[str, Any]) -> dict[str, Any]:
+def rooted(content: dict[str, Any], origin: str) -> dict[str, Any]:
     """The same without `data_root`, which is put before the relative folders of the data sets; those that start from ``/``,
-    ``~`` or an environment variable stay as they are."""
+    ``~`` or an environment variable stay as they are.
+
+    Raises:
+        UserError: `data_root` cannot be resolved (`cmapkd.paths`).
+    """
     root, datasets = content.get("data_root"), content.get("datasets")
     if not isinstance(root, str) or not root or not isinstance(datasets, dict):
         return content
+    resolve(root, f"{origin}: data_root")
 
     def below(folder: Any) -> Any:
         if not isinstance(folder, str) or folder.startswith(("/", "~", "$")):

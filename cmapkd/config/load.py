@@ -7,17 +7,20 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from cmapkd import commands
 from cmapkd.config.extend import extended, rooted
 from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.config.tuning import tuned_values
-from cmapkd.errors import UserError, nearest
+from cmapkd.config.tuning import find_tuned, tuned_values
+from cmapkd.errors import UserError, nearest, nearest_path
 from cmapkd.plain_yaml import parse_yaml, read_yaml
 
 LARGEST = 100_000  # values of an experiment; that of mini has 756 with every default written out
+PLANNED = "planned.yaml"  # beside the experiments, and none
 DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
 MOST = 50  # wrong keys that a message lists
 SHOWN = 100  # characters of a wrong value that a message repeats
@@ -91,12 +94,25 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except OSError as error:
-        raise UserError(
-            key=str(path), reason=f"cannot be read ({error.strerror})", fix="name an existing experiment file"
-        ) from None
+        raise UserError(key=str(path), reason=f"cannot be read ({error.strerror})", fix=_other_file(path)) from None
     if not isinstance(content, dict):
         raise UserError(key=str(path), reason="holds no keys", fix="start from a copy of config/mini.yaml")
     return content
+
+
+def _other_file(path: Path) -> str:
+    """What may be meant by a file that is not there: one of the same name in the project, or the nearest in spelling."""
+    root = commands.project()
+    if root is not None and not path.is_absolute() and (root / path).is_file():
+        return f"name it from here: {commands.shown(root / path)}"
+    places = (root / "config", root / "results", root / "docs" / "results") if root is not None else ()
+    files = [file for place in places for pattern in ("*.yaml", "*/experiment.yaml") for file in sorted(place.glob(pattern))]
+    hint = nearest_path(path, _may_be_experiment, map(commands.shown, files))
+    return hint or "name an experiment file: a clone of this repository has some in config/"
+
+
+def _may_be_experiment(file: Path) -> bool:
+    return file.suffix == ".yaml" and file.name != PLANNED and file.is_file()
 
 
 def parse_experiment(
@@ -121,13 +137,16 @@ def parse_experiment(
         reason = f"holds more than {LARGEST:,} values once its YAML aliases (*name) are written out"
         raise UserError(key=origin, reason=reason, fix="no experiment is that large: write out the few values that are meant")
     plain: dict[str, Any] = _plain(content, origin, ())
-    plain = rooted(extended(plain, origin, directory, lambda path: _plain(_read(path), str(path), ())))
+    plain = rooted(extended(plain, origin, directory, lambda path: _plain(_read(path), str(path), ())), origin)
     if isinstance(plain.get("runs"), dict):
         eligible = plain["runs"] if tuning is None else _based_on(tuning, plain["runs"])
         if eligible and isinstance(plain.get("tuned"), str):
             found = tuned_values(plain["tuned"], eligible, origin, directory)
             plain["runs"] = {name: _tuned(run, *found[name]) if name in found else run for name, run in plain["runs"].items()}
         plain["runs"] = _resolve_bases(plain["runs"], origin)
+    if isinstance(name := plain.get("tuned"), str) and name and not name.startswith(("~", "$")):
+        places = find_tuned(name, origin, directory)
+        plain["tuned"] = str(next((place for place in places if place.is_file()), places[-1]).absolute())
     if isinstance(plain.get("schedules"), dict):
         defaults = {name: [stage.model_dump(mode="json") for stage in stages] for name, stages in DEFAULT_SCHEDULES.items()}
         plain["schedules"] = {**defaults, **plain["schedules"]}
@@ -135,6 +154,12 @@ def parse_experiment(
         return ExperimentConfig.model_validate(plain)
     except ValidationError as error:
         raise _explain(error, origin) from None
+
+
+def effective_text(content: Mapping[str, Any]) -> str:
+    """The file that is kept with results: an experiment's keys with every default written out."""
+    text = "# Written by the workflow: the experiment with all defaults and overrides.\n"
+    return text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _outgrows(content: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import field_validator, model_validator
 
 from cmapkd.config.base import Config, Field
+from cmapkd.config.paths import RepositoryPath
 from cmapkd.errors import nearest
 
 
@@ -43,7 +44,7 @@ class PaperConfig(Config):
         (), description="figures of the appendix, in order, after its tables; none of them also in `figures`"
     )
     algorithms: tuple[str, ...] = Field((), description="algorithms, in the order in which the paper shows them")
-    manuscript: str = Field(
+    manuscript: RepositoryPath = Field(
         "paper/manuscript.tex",
         description="the article: a LaTeX file in the repository (or an absolute path) that uses the tables, figures and "
         "macros of the experiment; files beside it may be used by it; empty: none",

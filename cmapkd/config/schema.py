@@ -13,11 +13,15 @@ from cmapkd.config.evaluation import EvaluationConfig, SplitRef
 from cmapkd.config.methods import AnyMethod, CMAPKDConfig, MethodConfig
 from cmapkd.config.names import check_names, check_texts
 from cmapkd.config.paper import PaperConfig
+from cmapkd.config.paths import PathText, RepositoryPath, WeightsPath
 from cmapkd.config.schedules import DEFAULT_SCHEDULES, Name, StageConfig
 from cmapkd.config.sources import AnySource
 from cmapkd.config.training import TrainingConfig
 from cmapkd.config.tuning import TuningConfig
 from cmapkd.errors import nearest
+
+Share = Annotated[float, PydanticField(ge=0, le=1)]
+Deviation = Annotated[float, PydanticField(gt=0, le=1)]
 
 
 class PyramidConfig(Config):
@@ -71,16 +75,50 @@ class TeacherCacheConfig(Config):
     )
 
 
+class PreprocessingConfig(Config):
+    """How images are prepared for weights that do not state it themselves, such as a checkpoint without a configuration."""
+
+    mean: tuple[Share, Share, Share] | None = Field(
+        None,
+        description="mean of red, green and blue in shares of full intensity, e.g. `[0.5, 0.5, 0.5]`; null: the weights' own",
+    )
+    std: tuple[Deviation, Deviation, Deviation] | None = Field(
+        None, description="standard deviation of red, green and blue, likewise; null: the weights' own"
+    )
+    interpolation: Literal["bicubic", "bilinear"] | None = Field(
+        None, description="how images are resized; null: the weights' own"
+    )
+    resize_mode: Literal["shortest", "longest", "squash"] | None = Field(
+        None,
+        description="what is resized to the model's size: the shortest side (and then cropped), the longest (and then padded), "
+        "or both sides (`squash`); null: the weights' own",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> PreprocessingConfig:
+        if not self.given():
+            raise ValueError("preprocessing states nothing; give mean, std, interpolation or resize_mode, or leave it out")
+        return self
+
+    def given(self) -> dict[str, object]:
+        """What is stated, as JSON."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
 class TeacherConfig(Config):
     """The teacher: pretrained weights, or trained here from scratch. Shared by all runs."""
 
     model: str = Field("ViT-L-14", description="an open_clip model name, or the name of a file in `config/models/`")
-    pretrained: str | None = Field(
+    pretrained: WeightsPath | None = Field(
         None,
         description="an open_clip pretrained tag (`cmapkd weights` fetches it), or the path of a checkpoint or directory of "
         "open_clip's, OpenAI's or Hugging Face's form",
     )
     train: TeacherTraining | None = Field(None, description="train the teacher from scratch instead")
+    preprocessing: PreprocessingConfig | None = Field(
+        None,
+        description="how its images are prepared, where its weights do not state that; null: as they state, or as OpenAI's",
+    )
     pyramid: TeacherPyramidConfig = Field(TeacherPyramidConfig(), description="how the teacher's pyramid is fitted")
     cache: TeacherCacheConfig | None = Field(
         None, description="keep its outputs on disk; needs views that can be repeated (`training.augmentation`); null: do not"
@@ -107,22 +145,26 @@ class StudentConfig(Config):
     """The student's architecture and where its weights start."""
 
     model: str = Field("ViT-B-16", description="an open_clip model name, or the name of a file in `config/models/`")
-    init: str = Field("random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`")
+    init: WeightsPath = Field(
+        "random", description="`random`, an open_clip pretrained tag, or a path, as for `teacher.pretrained`"
+    )
+    preprocessing: PreprocessingConfig | None = Field(
+        None, description="how its images are prepared, as `teacher.preprocessing`"
+    )
 
 
 class ExperimentConfig(Config):
     """A whole experiment: one file in ``config/``."""
 
     name: Name = Field(..., description="name of the experiment; its results lie in `results/<name>/`")
-    extends: str | None = Field(
+    extends: PathText | None = Field(
         None,
         exclude=True,  # resolved before anything else sees the experiment (cmapkd.config.extend)
         description="experiment file that this one starts from, beside this file or in `config/`: mappings are merged key by "
         "key, lists are replaced, and `null` takes a key out",
     )
-    data_root: str | None = Field(
+    data_root: PathText | None = Field(
         None,
-        min_length=1,
         exclude=True,  # likewise
         description="folder with those of public data sets: what their `root` and `images` are relative to, e.g. `~/data`",
     )
@@ -145,7 +187,7 @@ class ExperimentConfig(Config):
     )
     evaluation: EvaluationConfig = Field(..., description="what is measured on every run")
     tuning: TuningConfig = Field(TuningConfig(), description="how `cmapkd tune` searches the settings of the runs")
-    tuned: str | None = Field(
+    tuned: RepositoryPath | None = Field(
         None,
         description="file that `cmapkd tune` wrote, relative to the repository or to this file: each run it names "
         "gets the values found; a value given here wins, unless it is the one that the search started from",

@@ -8,6 +8,7 @@ from pydantic import Field as PydanticField
 from pydantic import model_validator
 
 from cmapkd.config.base import Config, Field
+from cmapkd.config.paths import PathBelow, PathText
 
 
 class SourceConfig(Config):
@@ -71,11 +72,9 @@ class PublicConfig(SourceConfig):
         unit="samples",
         description="samples in one webdataset shard; an interrupted build goes on after its last whole shard",
     )
-    root: str | None = Field(
+    root: PathText | None = Field(
         None,
-        min_length=1,
-        description="folder with the publisher's files (`~` and environment variables are expanded); null: a folder named "
-        "after the source in the download cache",
+        description="folder with the publisher's files; null: a folder named after the source in the download cache",
     )
     splits: tuple[str, ...] | None = Field(
         None, min_length=1, description="splits that are written; null: those that are usual"
@@ -100,7 +99,24 @@ class PublicConfig(SourceConfig):
     )
     max_pixels: int = Field(50_000_000, ge=1, unit="pixels", description="a picture that declares more counts as bad")
     bad_pictures: float = Field(
-        0.001, ge=0, lt=1, unit="share", description="missing or damaged pictures of a split at which the build stops"
+        0.001,
+        ge=0,
+        lt=1,
+        unit="share",
+        description="pictures of a split that are left out (missing, damaged, unusable) at which the build stops",
+    )
+    without_caption: float = Field(
+        0.001,
+        ge=0,
+        lt=1,
+        unit="share",
+        description="samples without a caption at which the build of a split that is distilled on stops; a split that is "
+        "searched in (`evaluation.retrieval`, `validation`) may have none",
+    )
+    background: Literal["white", "black", "gray"] = Field(
+        "white",
+        exclude_if=lambda value: value == "white",  # the addresses of earlier experiments stay as they are
+        description="what transparent pixels are composited on",
     )
     overlap: Literal["remove", "refuse", "report"] = Field(
         "remove",
@@ -111,7 +127,7 @@ class PublicConfig(SourceConfig):
         4, ge=0, le=10, unit="bits of 64", description="perceptual hashes that differ by no more count as the same picture"
     )
 
-    operational: ClassVar[frozenset[str]] = frozenset({"root", "check"})
+    operational: ClassVar[frozenset[str]] = frozenset({"root", "check", "without_caption"})
     sizes: ClassVar[dict[str, int]] = {}  # published numbers of samples by split, or by partition and split
     default: ClassVar[tuple[str, ...]] = ()  # what is written unless `splits` says otherwise
 
@@ -203,8 +219,8 @@ class Vqav2Config(PublicConfig):
 
     source: Literal["vqav2"] = "vqav2"
     sizes: ClassVar[dict[str, int]] = {"train": 82_783, "val": 40_504}  # pictures
-    images: str | None = Field(
-        None, min_length=1, description="folder with COCO's `train2014` and `val2014`, as folders or zips; null: `root`"
+    images: PathText | None = Field(
+        None, description="folder with COCO's `train2014` and `val2014`, as folders or zips; null: `root`"
     )
 
     split_names: ClassVar[tuple[str, ...]] = ("train", "val")
@@ -225,17 +241,19 @@ class OwnConfig(PublicConfig):
     """One's own pictures: a folder with texts beside them, or a table (`docs/data/own.md`)."""
 
     source: Literal["own"] = "own"
-    table: str | None = Field(
-        None, min_length=1, description="CSV, TSV or parquet file below `root`; null: every picture has a `.txt` beside it"
+    table: PathBelow | None = Field(
+        None, description="CSV, TSV or parquet file, relative to `root`; null: every picture has a `.txt` beside it"
     )
     image_column: str = Field("image", min_length=1, description="column with the picture's path (in parquet also its bytes)")
-    caption_columns: tuple[str, ...] = Field(("caption",), description="columns with captions; a missing or empty one has none")
+    caption_columns: tuple[str, ...] = Field(("caption",), description="columns with captions; an empty cell has none")
     split_column: str = Field("split", min_length=1, description="column with the split; if missing, all is `train`")
     label_column: str = Field(
         "label", min_length=1, description="column with the class, as a number or a name of `classes.txt`"
     )
     question_column: str = Field("question", min_length=1, description="column with a question about the picture")
-    answer_column: str = Field("answer", min_length=1, description="column with its answer, or with several between `|`")
+    answer_column: str = Field(
+        "answer", min_length=1, description="column with its answer, or with those of ten annotators between `|`"
+    )
     licence: str = Field("not stated", min_length=1, description="conditions of the data, kept in the manifest")
     attribution: str = Field("not stated", min_length=1, description="whom to credit, kept in the manifest")
 

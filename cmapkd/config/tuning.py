@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmapkd.config.base import Config, Field
+from cmapkd.config.extend import looked_up
 from cmapkd.errors import UserError
 from cmapkd.plain_yaml import read_yaml
 
@@ -30,6 +31,11 @@ class TuningConfig(Config):
     runs: tuple[str, ...] = Field((), description="runs that are tuned; empty: all but the ablations")
 
 
+def find_tuned(name: str, origin: str, directory: Path | None) -> list[Path]:
+    """Where the file ``name`` of the key `tuned` is looked for; arguments and errors as for `tuned_values`."""
+    return looked_up(name, f"{origin}: tuned", directory, PLACES)
+
+
 def tuned_values(
     name: str, runs: Mapping[str, Any], origin: str, directory: Path | None = None
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -47,7 +53,7 @@ def tuned_values(
         UserError: the file is missing or damaged, or its values of a run come from an unfinished search or another method.
     """
     key = f"{origin}: tuned"
-    places = [place / name for place in ((directory,) if directory is not None else ()) + PLACES]
+    places = find_tuned(name, origin, directory)
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         where = " or ".join(str(place) for place in places)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from cmapkd.data.pixels import flatten
 from cmapkd.data.sample import Sample
 from cmapkd.errors import UserError
 from cmapkd.files import write_atomic
@@ -69,7 +70,7 @@ def _in_turn(samples: Iterable[Sample], limit: int) -> list[Sample]:
 
 
 def _enlarged(encoded: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    image = flatten(Image.open(io.BytesIO(encoded))).convert("RGB")
     # Small pictures keep their pixels visible: that is what the model sees.
     small = max(image.size) <= SIDE // 2
     fit = image.resize(

@@ -27,6 +27,8 @@ from tqdm import tqdm
 from cmapkd.config.overlap import checked_splits, needs_overlap, overlap_settings
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.config.sources import PublicConfig
+from cmapkd.config.uses import split_uses
+from cmapkd.data.pixels import flatten
 from cmapkd.data.sample import Sample
 from cmapkd.data.sources import build_source
 from cmapkd.data.sources.public.base import PublicSource
@@ -80,7 +82,7 @@ def hash_picture(data: bytes) -> tuple[int, int] | None:
         try:
             image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
             image.draft("L", (256, 256))  # a JPEG is decoded at an eighth of its size where that is enough
-            grey = image.convert("L")
+            grey = image.convert("L") if image.mode in ("RGB", "L") else flatten(image).convert("L")
         except Exception:  # what cannot be decoded is counted where the shards are written
             return None
     small = grey.resize((64, 64), Image.Resampling.BOX)
@@ -242,8 +244,10 @@ def removed_keys(experiment: ExperimentConfig, dataset: str, path: Path) -> Mapp
 
 
 def source_without_overlap(experiment: ExperimentConfig, dataset: str, cache: Path, home: Path) -> Any:
-    """The source of ``dataset``, told which pictures to leave out if it is distilled on."""
+    """The source of ``dataset``, with what its splits are for and which pictures to leave out if it is distilled on."""
     source = build_source(experiment.datasets[dataset], cache)
+    if isinstance(source, PublicSource):
+        source.uses = split_uses(experiment, dataset)
     if needs_overlap(experiment, dataset):
         assert isinstance(source, PublicSource)
         source.removed = removed_keys(experiment, dataset, home / "data" / REPORT)

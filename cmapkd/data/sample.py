@@ -18,7 +18,8 @@ class Question:
 
     Attributes:
         question: the text, e.g. ``"how many dogs are there?"``.
-        answers: ten answers (one for each annotator); VQA accuracy is min(matches / 3, 1) averaged over subsets of nine.
+        answers: ten answers (one for each annotator), scored by VQAv2's accuracy, min(matches / 3, 1) averaged over subsets of
+            nine; or one, scored by exact match.
         type: answer type by which accuracy is reported.
         id: unique within the split.
     """

@@ -32,6 +32,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from cmapkd.config.paths import path_keys
+from cmapkd.config.sources import SourceConfig
 from cmapkd.data.packing import HashedTar, ahead
 from cmapkd.data.sample import Sample
 from cmapkd.errors import UserError
@@ -86,6 +88,7 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
     source.fetch()
     build = build_digest(source, dataset)
     if (finished := _finished(directory, build)) is not None:
+        _check_uses(source, finished)
         return finished
     (directory / MANIFEST).unlink(missing_ok=True)
 
@@ -101,6 +104,10 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
         (directory / CLASSES).unlink(missing_ok=True)
     else:
         write_json(directory / CLASSES, {"classes": list(classes[0]), "templates": list(classes[1])})
+    leakage = source.leakage()
+    for split, about in leakage.items():
+        if split in splits and isinstance(about, dict) and "without_caption" in about:
+            splits[split]["without_caption"] = about["without_caption"]
     hashes = {split: [shard["sha256"] for shard in record["shards"]] for split, record in splits.items()}
     manifest = {
         "dataset": dataset,
@@ -108,7 +115,7 @@ def write_dataset(source: ShardSource, directory: str | Path, *, dataset: str) -
         "config": _config(source),
         "splits": splits,
         "sources": source.provenance(),
-        "leakage": source.leakage(),
+        "leakage": leakage,
         "build": build,
         "digest": digest({"shards": hashes, "classes": classes}),
     }
@@ -212,9 +219,14 @@ def safe_key(key: str) -> str:
 
 
 def encode_record(sample: Sample) -> bytes:
-    """All fields of a sample but its image as canonical JSON (sorted keys, UTF-8)."""
+    """All fields of a sample but its image as canonical JSON (sorted keys, UTF-8).
+
+    A lone surrogate (of a file name that is not UTF-8) becomes its escape ``\\udc80``, which JSON reads back.
+    """
     content = {name: value for name, value in asdict(sample).items() if name != "image"}
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def _write_split(source: ShardSource, split: str, directory: Path, build: str) -> dict[str, Any]:
@@ -377,6 +389,15 @@ def _finished(directory: Path, build: str) -> dict[str, Any] | None:
         return None
 
 
+def _check_uses(source: ShardSource, manifest: dict[str, Any]) -> None:
+    """The uses of a split may have changed since it was built: what its manifest counted is judged by those of today."""
+    if (judge := getattr(source, "judge_captions", None)) is None:
+        return
+    for split, about in manifest.get("leakage", {}).items():
+        if "without_caption" in about:
+            judge(split, about["samples"], about["without_caption"], about["without_caption_examples"])
+
+
 def _remove_strangers(folder: Path, shards: int) -> None:
     """Remove shards beyond the last one and temporary files, left by an earlier build that was larger or was killed."""
     wanted = {f"{number:06d}{suffix}" for number in range(shards) for suffix in (".tar", ".index.json")}
@@ -392,5 +413,8 @@ def _chunks(members: Iterator[_Member], size: int) -> Iterator[Iterator[_Member]
 
 
 def _config(source: ShardSource) -> dict[str, Any]:
+    """The source's options without the folders that its files are in: data are the same wherever they came from."""
     config = source.config
-    return config.model_dump(mode="json") if hasattr(config, "model_dump") else dict(vars(config))
+    if not isinstance(config, SourceConfig):
+        return dict(vars(config))
+    return config.model_dump(mode="json", exclude=set(path_keys(type(config)) & config.operational))

@@ -30,16 +30,26 @@ log = logging.getLogger(__name__)
 OPEN_SHARDS = 256
 
 
+DAMAGED = "run `cmapkd data build` again: it rewrites damaged shards and keeps the others"
+UNUSABLE = (
+    "the shard is as it was built, so building it again does not help: complete or take out these samples in the data set's "
+    "source (its manifest counts them, e.g. as `without_caption`), then build"
+)
+
+
 class CorruptSample(UserError):  # noqa: N818 - it names the sample, and a stream carries on after it
     """A sample that cannot be read: which shard, which key (or number, when the index is lost), and why."""
 
-    def __init__(self, path: str, sample: str, reason: str) -> None:
-        self.path, self.sample, self.why = path, sample, reason
-        fix = "run `cmapkd data build` again: it rewrites damaged shards and keeps the others"
-        super().__init__(key="sample", value=f"{path}:{sample}", reason=reason, fix=fix)
+    def __init__(self, path: str, sample: str, reason: str, *, intact: bool = False) -> None:
+        self.path, self.sample, self.why, self.intact = path, sample, reason, intact
+        super().__init__(key="sample", value=f"{path}:{sample}", reason=reason, fix=UNUSABLE if intact else DAMAGED)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (CorruptSample, (self.path, self.sample, self.why))
+        return (_corrupt_sample, (self.path, self.sample, self.why, self.intact))
+
+
+def _corrupt_sample(path: str, sample: str, reason: str, intact: bool) -> CorruptSample:
+    return CorruptSample(path, sample, reason, intact=intact)
 
 
 @dataclass
@@ -91,7 +101,7 @@ class BadSamples:
                 key="data",
                 reason=f"{len(self.found)} of {min(self.read, self.size)} samples read are bad, more than the limit of "
                 f"{self.limit:.2%}: {shown}{more}",
-                fix="run `cmapkd data build` again (it rewrites damaged shards), or raise the limit of bad samples",
+                fix=f"{UNUSABLE if all(e.intact for e in self.samples) else DAMAGED}; or raise the limit of bad samples",
             )
 
     def report(self) -> dict[str, Any]:
@@ -207,7 +217,8 @@ class Split:
         """The error for a sample whose bytes are intact but unusable (a picture that does not decode, no caption)."""
         number, row = self._locate(i)
         shard = self._shard(number)
-        return CorruptSample(self._path(i), f"number {row}" if isinstance(shard, str) else shard.key(row), reason)
+        name = f"number {row}" if isinstance(shard, str) else shard.key(row)
+        return CorruptSample(self._path(i), name, reason, intact=True)
 
     def _locate(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from cmapkd.data.loading import load
 from cmapkd.data.philox import first_numbers, generator
-from cmapkd.data.split import BadSamples, CorruptSample, Split
+from cmapkd.data.split import DAMAGED, UNUSABLE, BadSamples, CorruptSample, Split
 from cmapkd.data.taught import Taught
 from cmapkd.data.transforms import MAX_PIXELS, Transform, decode_image
 from cmapkd.errors import UserError
@@ -158,7 +159,9 @@ class Stream(Dataset):
                 return self._item(index, epoch), bad
             except CorruptSample as error:
                 bad.append((index, error))
-        raise UserError(key="data", reason=f"{len(bad)} samples in a row are bad; the last: {bad[-1][1]}")
+        last = bad[-1][1]
+        reason = f"{len(bad)} samples in a row are bad; the last, {last.path}:{last.sample}: {last.why}"
+        raise UserError(key="data", reason=reason, fix=UNUSABLE if all(error.intact for _, error in bad) else DAMAGED)
 
     def load_batch(self, positions: Sequence[int]) -> tuple[list[Loaded], dict[str, torch.Tensor] | None]:
         """`load` of many positions, and what the teacher says of their samples, row by row (None: nothing is kept).
@@ -327,11 +330,12 @@ class Batches:
             if following is not None:
                 yield following.result()
 
-    def _loader(self) -> DataLoader:
-        return DataLoader(
+    def _loader(self) -> Iterator[dict[str, Any]]:
+        return load(
             _Loaded(self.stream),
-            batch_sampler=self.positions,  # type: ignore[arg-type]  # ranges serve as lists
-            num_workers=self.workers,
+            self.workers,
+            "training.workers",
+            batch_sampler=self.positions,  # ranges serve as lists
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             # Its own, or the start of an iteration would draw from the global one, and a resumed run from other random numbers.

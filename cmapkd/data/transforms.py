@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cmapkd.data.pixels import check_size, flatten, has_alpha
 from cmapkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,24 +39,29 @@ class Transform(Protocol):
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode PNG or JPEG bytes to an RGB picture.
+    """Decode PNG or JPEG bytes to an RGB picture; 16 bits are scaled to 8, transparency is composited on white.
 
     Args:
         data: the encoded picture.
         max_pixels: a picture that declares more is refused before it is decompressed [pixels].
 
     Raises:
-        ValueError: too large, of another format, truncated or otherwise undecodable.
+        ValueError: too large, too narrow, of another format, truncated or otherwise undecodable.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
     except Exception as error:
         raise ValueError(f"the picture cannot be opened: {error}") from None
-    if image.width * image.height > max_pixels:
-        raise ValueError(f"the picture has {image.width} x {image.height} pixels, more than the limit of {max_pixels}")
+    try:
+        check_size(image.width, image.height, max_pixels)
+    except ValueError as error:
+        raise ValueError(f"the picture has {error}") from None
     try:
         image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        if image.mode == "RGB" and not has_alpha(image):
+            return image
+        flat = flatten(image)
+        return flat if flat.mode == "RGB" else flat.convert("RGB")
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise ValueError(f"the picture cannot be decoded: {error}") from None
 

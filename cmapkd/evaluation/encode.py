@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from cmapkd.data.loading import load
 from cmapkd.data.sample import Sample
 from cmapkd.data.transforms import decode_image
 from cmapkd.errors import UserError
@@ -70,15 +71,12 @@ class Encoder:
     ) -> Encoded:
         """Encode the pictures of ``split`` in ``order`` (default: its own), until ``enough`` says so of the samples so far."""
         chosen = range(len(split)) if order is None else order
-        loader: Iterable[Any] = DataLoader(
-            _Pictures(ref, split, self.preprocess, chosen),
-            batch_size=self.batch_size,
-            num_workers=self.workers,
-            collate_fn=_collate,
-        )
+        pictures = _Pictures(ref, split, self.preprocess, chosen)
+        loader = load(pictures, self.workers, "workers", batch_size=self.batch_size, collate_fn=_collate)
         parts: list[Tensor] = []
         samples: list[Sample] = []
-        for batch in tqdm(loader, desc=f"evaluate {ref}", unit="batch", leave=False, disable=None):
+        total = -(-len(chosen) // self.batch_size)
+        for batch in tqdm(loader, desc=f"evaluate {ref}", total=total, unit="batch", leave=False, disable=None):
             if isinstance(batch, UserError):
                 raise batch
             pixels, records = batch

@@ -6,6 +6,8 @@ the queries, never the candidates (a simple scene is searched for among all capt
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cmapkd.config.evaluation import EvaluationConfig, VqaConfig
+from cmapkd.data.answers import VQA_ACCURACY, accuracy_name
 from cmapkd.data.sample import Question
 from cmapkd.errors import UserError, nearest
 from cmapkd.evaluation import efficiency, retrieval, vqa, zeroshot
@@ -92,6 +95,15 @@ def _evaluate(encoder: Encoder, splits: Mapping[str, SplitLike], tasks: Evaluati
     searched = list(dict.fromkeys([*tasks.retrieval, *tasks.validation]))
     whole = dict.fromkeys([*searched, *tasks.zeroshot, *(tasks.vqa.test if tasks.vqa else [])])
     directories = {ref: Path(splits[ref].directory) for ref in tasks.zeroshot}
+    for ref in searched:
+        if missing := (about := _counted(ref, splits[ref])).get("without_caption"):
+            raise _lacks("retrieval", ref, f"caption for {missing} of its {about['samples']} images")
+    for ref in (tasks.vqa.train, *tasks.vqa.test) if tasks.vqa else ():
+        named = {
+            re.fullmatch(r"questions_with_(\d+)_answers", name): count for name, count in _counted(ref, splits[ref]).items()
+        }
+        if counts := {int(found[1]): count for found, count in named.items() if found}:
+            accuracy_name(counts, key=f"evaluation.vqa: {ref}")
     prompts = {directory: zeroshot.read_prompts(directory) for directory in directories.values()}  # fail before the long part
     read: dict[str, Encoded] = {ref: encoder.pictures(ref, splits[ref]) for ref in whole}
 
@@ -142,6 +154,13 @@ def _lacks(task: str, ref: str, what: str) -> UserError:
         reason=f"this split has no {what}",
         fix="name another split or take it out of the list",
     )
+
+
+def _counted(ref: str, split: SplitLike) -> dict[str, Any]:
+    """What the manifest counts of a split: enough to refuse a task before its images are encoded."""
+    manifest = getattr(split, "manifest", None) or {}
+    about = manifest.get("leakage", {}).get(ref.partition("/")[2])
+    return about if isinstance(about, dict) else {}
 
 
 def _captions(ref: str, encoded: Encoded) -> tuple[list[str], np.ndarray]:
@@ -205,6 +224,7 @@ def _questions(ref: str, encoded: Encoded, limit: int | None = None) -> _Asked:
     for row, question in pairs:
         if not question.answers:
             raise _lacks("vqa", ref, f"answer to question {question.id} about {encoded.samples[row].key!r}")
+    accuracy_name(Counter(len(question.answers) for _, question in pairs), key=f"evaluation.vqa: {ref}")
     return _Asked(encoded, [question for _, question in pairs], np.asarray([row for row, _ in pairs], dtype=np.int64))
 
 
@@ -232,6 +252,9 @@ def _vqa(asked: _Asked, scores: vqa.Scores) -> tuple[dict[str, Any], dict[str, n
     strata = asked.encoded.strata()[asked.image]
     metrics = _by_stratum(strata, lambda mask: vqa.vqa_metrics(scores.head, types, mask))
     metrics["all"]["ceiling"] = float(scores.ceiling.mean() * 100)
+    name = accuracy_name(Counter(len(question.answers) for question in asked.questions), key="evaluation.vqa")
+    if name != VQA_ACCURACY:  # without the key it is VQAv2's
+        metrics["all"]["metric"] = name
     metrics["question_only"] = vqa.vqa_metrics(scores.question_only, types)
     arrays = {"accuracy": scores.head, "question_only": scores.question_only, "type": types, "stratum": strata}
     ids = np.asarray([question.id for question in asked.questions], dtype=np.int64)

@@ -31,7 +31,7 @@ from cmapkd.models import towers
 from cmapkd.objectives.base import Surroundings
 from cmapkd.plan import Plan
 from cmapkd.provenance import Start, collect
-from cmapkd.runs import RUN, STUDENT, find_run
+from cmapkd.runs import RUN, STUDENT, check_student, find_run, stage_record
 from cmapkd.training.stages import (
     MODEL,
     OBJECTIVE,
@@ -57,6 +57,10 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
     history = read_json(source / RUN, stages=list)
     settings = plan.stages[run.stages[-1]].settings
     name = settings["model"]["name"]
+    check_student(source, history)
+    compared = bool(settings.get("teacher_pyramid") and experiment.evaluation.retrieval)
+    for address in (run.stages[-1], *((settings["teacher"], settings["teacher_pyramid"]) if compared else ())):
+        stage_record(home / "stages" / address)  # its files are what it wrote
     student = towers.load(source / STUDENT)
     towers.create(name, settings["model"]["config"], "random")  # makes a name of config/models known to the tokenizer
     tokenizer = towers.tokenizer_of(name)
@@ -75,7 +79,7 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
         for reference in experiment.evaluation.retrieval:
             visual, language = level_weights(*reading, splits[reference], tokenizer, preprocess, device)
             arrays |= {f"alsn/{reference}/visual": visual, f"alsn/{reference}/language": language}
-    if settings.get("teacher_pyramid") and experiment.evaluation.retrieval:
+    if compared:
         reference = experiment.evaluation.retrieval[0]
         measured["levels"], found = level_report(*reading, home / "stages", splits[reference], tokenizer, preprocess, device)
         arrays |= {f"levels/{reference}/{name}": array for name, array in found.items()}

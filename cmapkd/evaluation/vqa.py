@@ -1,9 +1,10 @@
-"""Visual question answering: official VQAv2 accuracy, and a small head on the frozen towers.
+"""Visual question answering: the accuracy that a set defines, and a small head on the frozen towers.
 
 Accuracy (Antol et al. 2015; the evaluation script of visualqa.org): an answer scores the mean over the ten leave-one-out sets
 of annotators of ``min(1, matches / 3)``. Answers are stripped and unwrapped always, and normalised (punctuation, case, number
 words, articles, contractions) *only when the ten annotators do not all say the same*. Written from those rules, with the
-script's quirks.
+script's quirks. A question with one answer, as GQA and sets of medical images have them, is scored by exact match of normal
+forms; the formula above would give it 0 whatever is answered (``cmapkd.data.answers`` says which accuracy a set has).
 
 Head (after Teney et al. 2018 and the probes of CLIP that follow it): the answers that are the most common one of at least
 ``min_count`` training questions are classes; an MLP on ``[v; t; v * t]`` is trained with binary cross-entropy against soft
@@ -73,16 +74,23 @@ def normalise(answer: str) -> str:
 
 
 def accuracy(answer: str, answers: Sequence[str]) -> float:
-    """Official accuracy in 0..1 of ``answer`` against the annotators' ``answers`` (ten in VQAv2)."""
+    """Official accuracy in 0..1 of ``answer`` against the annotators' ``answers`` (ten in VQAv2).
+
+    Against a single answer: 1 if both have the same normal form, else 0.
+    """
     answer, given = unwrap(answer), [unwrap(one) for one in answers]
-    if len(set(given)) > 1:
+    if len(set(given)) > 1 or len(given) == 1:
         answer, given = normalise(answer), [normalise(one) for one in given]
-    matches = given.count(answer)
-    return _leave_one_out(matches, len(given))
+    return _score(given.count(answer), len(given))
+
+
+def _score(matches: int, annotators: int) -> float:
+    """The accuracy in 0..1 of an answer that ``matches`` of ``annotators`` gave."""
+    return float(matches) if annotators == 1 else _leave_one_out(matches, annotators)
 
 
 def _leave_one_out(matches: int, annotators: int) -> float:
-    """Mean over the sets of ``annotators - 1`` of min(1, matches in the set / 3)."""
+    """Mean over the sets of ``annotators - 1`` of min(1, matches in the set / 3), for two annotators or more."""
     without = matches * min(1.0, (matches - 1) / 3)  # an annotator who agrees is left out
     return (without + (annotators - matches) * min(1.0, matches / 3)) / annotators
 
@@ -110,7 +118,7 @@ def soft_targets(answers: Sequence[Sequence[str]], words: Sequence[str]) -> tupl
     rows = []
     for given in answers:
         counts = Counter(map(normalise, given))
-        rows.append([(place[word], _leave_one_out(n, len(given))) for word, n in counts.items() if word in place])
+        rows.append([(place[word], _score(n, len(given))) for word, n in counts.items() if word in place])
     width = max(map(len, rows), default=0) or 1
     padded = [row + [(0, 0.0)] * (width - len(row)) for row in rows]
     return torch.tensor([[i for i, _ in row] for row in padded]), torch.tensor([[v for _, v in row] for row in padded])

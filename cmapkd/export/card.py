@@ -8,18 +8,22 @@ interval is a bootstrap over the test pictures kept beside it; nothing is estima
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from cmapkd import commands
+from cmapkd.data.answers import EXACT_MATCH
 from cmapkd.errors import UserError
 from cmapkd.export.finished import Finished
+from cmapkd.export.tokenizer import LIMITS
 from cmapkd.paper import paired
 from cmapkd.paper.statistics import Ratio, mean_sample, resample
+from cmapkd.paths import portable_text
 from cmapkd.plan import TEACHER
 
 LEVEL, SAMPLES, SEED = 0.95, 10_000, 0
@@ -76,6 +80,12 @@ def measured(run: Finished) -> dict[tuple[str, str], list[Measured]]:
     return {place: rows for place, rows in found.items() if rows}
 
 
+def _name(metric: str, stated: Mapping[str, Any]) -> str:
+    """What a metric is called; the accuracy on questions with one answer each is their exact match."""
+    name = NAMES[metric]
+    return name.replace("accuracy", "exact match") if stated.get("metric") == EXACT_MATCH else name
+
+
 def _parts(task: str, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sequence[paired.Part]]:
     return {name: parts for name, parts in paired.parts_of(task, arrays).items() if name in NAMES}
 
@@ -104,7 +114,7 @@ def card(run: Finished, forms: Sequence[Form], licence: str | None = None) -> st
     """
     rows = measured(run)
     front = yaml.safe_dump(metadata(run, rows, forms, licence), sort_keys=False, allow_unicode=True, width=110)
-    parts = (_about(run), _use(forms), _results(run, rows), _making(run), _data(run, licence), _limits(run, rows))
+    parts = (_about(run), _use(run, forms), _results(run, rows), _making(run), _data(run, licence), _limits(run, rows))
     body = "\n\n".join("\n".join(part) for part in parts)
     return f"---\n{front}---\n\n{body}\n"
 
@@ -129,7 +139,7 @@ def metadata(
         metrics = [
             {
                 "type": number.metric,
-                "name": NAMES[number.metric],
+                "name": _name(number.metric, run.metrics.content["metrics"][task][split]["all"]),
                 "value": round(number.value, 2),
                 "args": {"confidence": LEVEL, "interval": [round(number.low, 2), round(number.high, 2)]},
             }
@@ -183,13 +193,24 @@ def _about(run: Finished) -> list[str]:
     ]
 
 
-def _use(forms: Sequence[Form]) -> list[str]:
+def _use(run: Finished, forms: Sequence[Form]) -> list[str]:
     lines = ["## Use"]
     for form in forms:
         if form.missing:
             lines += ["", f"Not there as {_code(form.name)}: {_plain(form.missing)}."]
         else:
             lines += ["", f"As {_code(form.name)} ({', '.join(map(_code, form.files))}):", "", "```python", form.usage, "```"]
+    own = not run.config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")
+    if own and any(file.endswith("tokenizer.json") for form in forms for file in form.files):
+        lines += [
+            "",
+            "The tokenizer (`tokenizer.json`) cleans texts as the student's own does in open_clip: curly quotes, ligatures, "
+            "letters of another width, HTML entities, control characters, white space. Load it with `AutoTokenizer` or "
+            "`CLIPProcessor`: the class `CLIPTokenizer`, where it is named itself, makes one of its own without that. "
+            "The two differ only on:",
+            "",
+            *(f"- {limit}" + ("." if limit == LIMITS[-1] else ";") for limit in LIMITS),
+        ]
     return lines
 
 
@@ -213,7 +234,7 @@ def _results(run: Finished, rows: Mapping[tuple[str, str], Sequence[Measured]]) 
             "| metric | value | interval |",
             "|---|---|---|",
         ]
-        lines += [f"| {NAMES[n.metric]} | {n.value:.1f} | {n.low:.1f} to {n.high:.1f} |" for n in numbers]
+        lines += [f"| {_name(n.metric, stated)} | {n.value:.1f} | {n.low:.1f} to {n.high:.1f} |" for n in numbers]
     cost = run.metrics.content["metrics"].get("efficiency", {})
     if cost:
         lines += [
@@ -227,14 +248,16 @@ def _results(run: Finished, rows: Mapping[tuple[str, str], Sequence[Measured]]) 
 
 def _making(run: Finished) -> list[str]:
     experiment, provenance = run.plan.experiment, run.metrics.provenance
-    teacher = experiment.teacher
-    origin = f"weights {_code(teacher.pretrained)}" if teacher.pretrained is not None else "trained in the same experiment"
+    teacher, start = experiment.teacher, _code(portable_text(experiment.student.init))
+    origin = "trained in the same experiment"
+    if teacher.pretrained is not None:
+        origin = f"weights {_code(portable_text(teacher.pretrained))}"
     home = f"results/{experiment.name}"
-    command = ["snakemake", "--cores", "all", "--configfile", f"{home}/experiment.yaml", "--"]
+    file, metrics = Path(home, "experiment.yaml"), f"{experiment.name}/metrics/{run.run.directory}.json"
     lines = ["## How it was made", ""]
     if run.run.name != TEACHER and experiment.runs[run.run.name].uses_teacher:
         lines += [
-            f"Teacher: {_code(teacher.model)}, {origin}. Student: starts from {_code(experiment.student.init)} weights.",
+            f"Teacher: {_code(teacher.model)}, {origin}. Student: starts from {start} weights.",
             "",
         ]
     lines += ["| stage | steps | code | commit |", "|---|---|---|---|"]
@@ -256,8 +279,8 @@ def _making(run: Finished) -> list[str]:
         "With the experiment's file and the code of those commits, the first makes the metrics again; the second made this:",
         "",
         "```sh",
-        shlex.join([*command, f"{home}/metrics/{run.run.directory}.json"]),
-        shlex.join(["cmapkd", "export", run.run.directory, "--to", "DIRECTORY", "--experiment", f"{home}/experiment.yaml"]),
+        commands.snakemake([metrics], file, commands.RESULTS, force=False, in_project=True),
+        commands.cmapkd(["export", run.run.directory, "--to", "DIRECTORY"], file, commands.RESULTS),
         "```",
     ]
 

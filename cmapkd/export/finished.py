@@ -6,6 +6,7 @@ rests on the same stages, and the per-query arrays are those that it names. So a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +98,13 @@ def resolve(plan: Plan, name: str) -> Run:
     return found[0] if found else find_run(plan, name)
 
 
-def finished(plan: Plan, name: str, results: Path) -> Finished:
+def finished(plan: Plan, name: str, results: Path, experiment: Path | None = None) -> Finished:
     """Everything an export needs, checked.
 
     Args:
         name: ``<run>/<seed>``, or ``<run>``.
         results: folder that holds all experiments.
+        experiment: its file, for commands in messages, where none lies with the results.
 
     Raises:
         UserError: the run is unknown, unfinished, not evaluated, or its files are not those that were made.
@@ -111,7 +113,7 @@ def finished(plan: Plan, name: str, results: Path) -> Finished:
     home = results / plan.experiment.name
     directory = home / "runs" / run.directory
     effective = home / "experiment.yaml"  # what the workflow keeps with its results
-    context = paper_context(plan.experiment, results, effective if effective.is_file() else None)
+    context = paper_context(plan.experiment, results, effective if effective.is_file() else experiment)
     make = f"make it: {context.recompute(home / 'metrics' / f'{run.directory}.json')}"
     done = sum((home / "stages" / address / "stage.json").is_file() for address in run.stages)
     if not (directory / RUN).is_file():
@@ -121,7 +123,8 @@ def finished(plan: Plan, name: str, results: Path) -> Finished:
     trained = [stage["address"] for stage in history["stages"]]
     if trained != list(run.stages):
         reason = f"was made with other settings: its stages are {', '.join(trained)}, the experiment's {', '.join(run.stages)}"
-        raise UserError(key="run", value=run.directory, reason=reason, fix=f"name its experiment: --experiment {effective}")
+        fix = f"name its experiment: --experiment {shlex.quote(str(effective))}"
+        raise UserError(key="run", value=run.directory, reason=reason, fix=fix)
     _check_files(directory, history, make)
     if not (home / "metrics" / f"{run.directory}.json").is_file():
         reason = "is trained but not evaluated, so nothing is known of what it can do"

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cmapkd.errors import UserError
+from cmapkd.export.tokenizer import tokenizer_for as tokenizer_for
 from cmapkd.files import write_json
 from cmapkd.models.towers import Tapped
 
@@ -200,21 +201,6 @@ def largest_difference(model: nn.Module, converted: Any, config: Mapping[str, An
     )
     unit = torch.nn.functional.normalize
     return max(float((unit(a, dim=-1) - unit(b, dim=-1)).abs().max()) for a, b in zip(ours, theirs, strict=True))
-
-
-def tokenizer_for(context_length: int) -> Any:
-    """CLIP's tokenizer in the form of ``transformers``, made from the merges that open_clip brings along.
-
-    Ids agree with open_clip's for clean text. open_clip also mends broken Unicode (ftfy) and unescapes HTML before; whoever has
-    such texts cleans them first.
-    """
-    from open_clip.tokenizer import SimpleTokenizer
-    from transformers import CLIPTokenizer
-
-    own = SimpleTokenizer()
-    special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {special.get(token, token): number for token, number in own.encoder.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=list(own.bpe_ranks), model_max_length=context_length)
 
 
 def processor_config(preprocess: Mapping[str, Any]) -> dict[str, Any]:

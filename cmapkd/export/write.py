@@ -21,7 +21,7 @@ import torch
 
 from cmapkd import __version__
 from cmapkd.errors import UserError
-from cmapkd.export import onnx_towers, transformers_clip
+from cmapkd.export import onnx_towers, tokenizer, transformers_clip
 from cmapkd.export.card import Form, card
 from cmapkd.export.finished import CONFIG, WEIGHTS, Finished
 from cmapkd.export.record import RECORD, check_target, made_beside
@@ -77,6 +77,7 @@ def export(
             if not missing:
                 checks |= _WRITERS[name](run, student, folder)
             forms.append(Form(name, _present(folder, name), _USAGE[name], missing))
+        texts = tokenizer.check_written(folder, run.config["model_cfg"].get("text_cfg", {}))
         settings = {address: dict(run.plan.stages[address].settings) for address in run.run.stages}
         write_json(folder / "training.json", settings)
         write_atomic(folder / "README.md", card(run, forms, licence))
@@ -91,6 +92,7 @@ def export(
                 form.name: {"missing": form.missing} if form.missing else {"files": list(form.files)} for form in forms
             },
             "checks": checks,
+            "tokenizer": texts,
             "files": files,
         }
         write_json(folder / RECORD, record)

@@ -32,8 +32,6 @@ from cmapkd.models import weights as pretrained
 from cmapkd.models.weights import CONFIG as CONFIG
 from cmapkd.models.weights import WEIGHTS as WEIGHTS
 
-HF_PREPROCESS = "preprocessor_config.json"
-
 
 @dataclass
 class TowerOutputs:
@@ -112,7 +110,13 @@ def is_projection(parameter: str) -> bool:
     return bool(re.search(r"(^|\.)(visual\.proj|text\.proj|text_projection|logit_scale)(\.|$)", parameter))
 
 
-def create(name: str, config: Mapping[str, Any] | None, init: str, key: str = "pretrained") -> nn.Module:
+def create(
+    name: str,
+    config: Mapping[str, Any] | None,
+    init: str,
+    key: str = "pretrained",
+    preprocessing: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """An open_clip model by name (or from the content of a file in ``config/models/``) with random or given weights.
 
     Args:
@@ -121,10 +125,11 @@ def create(name: str, config: Mapping[str, Any] | None, init: str, key: str = "p
         init: ``random``, a pretrained tag of that model, or the path of a checkpoint or of a directory of open_clip's or
             Hugging Face's (the forms of ``cmapkd.models.formats``).
         key: where the experiment names ``init``.
+        preprocessing: mean, std, interpolation and resize_mode that the experiment states; they win over what is known.
 
     Raises:
-        UserError: unknown name, tag or path, a patch that does not divide the image, or weights that are not on this machine
-            or of another architecture.
+        UserError: unknown name, tag or path, a patch that does not divide the image, or weights that are not on this machine,
+            of another architecture, or described as those of another model.
     """
     if config is not None:
         _register(name, config)
@@ -133,34 +138,35 @@ def create(name: str, config: Mapping[str, Any] | None, init: str, key: str = "p
             key="model", value=name, reason="open_clip knows no such model", fix=nearest(name, open_clip.list_models())
         )
     configs.check_patches(name, open_clip.get_model_config(name) or {})
-    pretrained.check_init(name, init, key)
-    path = Path(init)
-    if (path / CONFIG).is_file():
-        return load(path)
-    big_vision = path.suffix in (".npz", ".npy")  # arrays, no pickles: open_clip reads them
-    with _quiet():
-        model: nn.Module = open_clip.create_model(
-            name, pretrained=init if big_vision else None, pretrained_text=False, output_dict=True
-        )
-    if init == "random" or big_vision:
-        return model
-    if not path.exists():
+    found = pretrained.check_init(name, init, key, config, preprocessing)
+    model = _build(name, init, key)
+    known: Mapping[str, Any] = {}
+    if found is not None:
+        given, described = found
+        formats.fill(model, given.state, key, init)
+        known = described.preprocessing()
+    elif init != "random" and not Path(init).exists():
         path = pretrained.require(name, init, key)
-        _set_preprocess(model, {"interpolation": "bicubic", **pretrained.about(name, init)})
-    elif path.is_dir():
-        formats.check_hugging_face(path, formats.activation_of(model), key)
-        if (path / HF_PREPROCESS).is_file():
-            told = read_json(path / HF_PREPROCESS, dict)
-            _set_preprocess(model, {"mean": told.get("image_mean"), "std": told.get("image_std")})
-    formats.fill(model, formats.read_weights(path, key), key, init)
+        formats.fill(model, formats.read_weights(path, key).state, key, init)
+        known = {"interpolation": "bicubic", **pretrained.about(name, init)}
+    pretrained.set_preprocess(model, known, preprocessing or {}, key, init)
     return model
 
 
-def _set_preprocess(model: nn.Module, known: Mapping[str, Any]) -> None:
-    """How the pictures of these weights are prepared, as far as it is known."""
-    own = open_clip.get_model_preprocess_cfg(model)
-    told = {name: known[name] for name in ("mean", "std", "interpolation", "resize_mode") if known.get(name)}
-    open_clip.set_model_preprocess_cfg(model, {**own, **told})
+def _build(name: str, init: str, key: str) -> nn.Module:
+    """The architecture with random weights, or with those of big_vision's arrays, which open_clip reads."""
+    arrays = init if Path(init).suffix in (".npz", ".npy") and Path(init).is_file() else None
+    try:
+        with _quiet():
+            model: nn.Module = open_clip.create_model(name, pretrained=arrays, pretrained_text=False, output_dict=True)
+    except (RuntimeError, KeyError, ValueError, AttributeError, AssertionError) as error:
+        if arrays is None:
+            raise
+        reason = (
+            f"is not an archive of big_vision's weights of {name}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        )
+        raise UserError(key=key, value=init, reason=reason, fix="name the model that these weights are of") from None
+    return model
 
 
 def _register(name: str, config: Mapping[str, Any]) -> None:
@@ -186,7 +192,10 @@ def save(model: nn.Module, name: str, directory: Path) -> None:
     write_json(directory / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
     with atomic_path(directory / WEIGHTS) as temporary:
         # Always fp32, so that a student trained in half precision loads like any other.
-        save_file({key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}, temporary)
+        save_file(
+            formats.apart({key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}),
+            temporary,
+        )
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:

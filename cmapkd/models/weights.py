@@ -7,8 +7,8 @@ huggingface_hub put them themselves. Nothing is downloaded unless it is asked fo
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +16,46 @@ import open_clip
 from open_clip import pretrained
 
 from cmapkd.errors import UserError, nearest
-from cmapkd.models.formats import HF_CONFIG, HF_WEIGHTS
+from cmapkd.files import digest
+from cmapkd.models.contents import form_of, read_description
+from cmapkd.models.described import (
+    WeightsDescription,
+    check,
+    of_hugging_face,
+    of_open_clip,
+    of_shapes,
+    warn_of_unknown,
+    warn_once,
+)  # fmt: skip
+from cmapkd.models.formats import Given, read_weights
+from cmapkd.models.places import CHECKPOINTS, HF_CONFIG, HF_PREPROCESS, weight_files
+from cmapkd.models.places import CONFIG as CONFIG
+from cmapkd.models.places import WEIGHTS as WEIGHTS
+from cmapkd.paths import cache, home
 
-WEIGHTS = "open_clip_model.safetensors"  # the names under which open_clip looks for both in a `local-dir:`
-CONFIG = "open_clip_config.json"
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+LAYER_NORM_EPS = 1e-5  # of open_clip's towers
 
 
-def check_init(name: str, init: str, key: str) -> None:
-    """Refuse weights that do not exist, before anything is downloaded or built.
-
-    Args:
-        name: of the architecture.
-        init: as for ``create``.
-        key: where the experiment names ``init``.
+def locate(name: str, init: str, key: str) -> Path | None:
+    """The file or directory that ``init`` names; None for a tag and for ``random``.
 
     Raises:
-        UserError: no tag of that architecture, no such file, or a directory of another form.
+        UserError: no tag of that architecture, and no such file.
     """
     path, tags = Path(init), open_clip.list_pretrained_tags_by_model(name)
-    if path.is_dir():
-        if (path / HF_CONFIG).is_file() and any((path / file).is_file() for file in HF_WEIGHTS):
-            return
-        if missing := [file for file in (CONFIG, WEIGHTS) if not (path / file).is_file()]:
-            reason = f"is a directory without {' and '.join(missing)}"
-            raise UserError(
-                key=key,
-                value=init,
-                reason=reason,
-                fix="name a checkpoint, or a directory of open_clip's or Hugging Face's CLIP",
-            )
-        return
-    if init == "random" or path.is_file():
-        return
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+    except OSError as error:
+        raise UserError(key=key, value=init, reason=f"cannot be read: {error.strerror}", fix="name another path") from None
+    if init == "random":
+        return None
     if init in tags:
         check_activation(name, init, key)
-        return
+        return None
     known = ", ".join(sorted(tags)) or "none"
-    if path.name != init or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+    if path.name != init or path.suffix in CHECKPOINTS:
         fix = f"correct the path (it is relative to {Path.cwd()}), or use a tag: {known}"
         raise UserError(key=key, value=init, reason="there is no such file", fix=fix)
     hint = nearest(init, [*tags, "random"])
@@ -60,10 +63,123 @@ def check_init(name: str, init: str, key: str) -> None:
     raise UserError(key=key, value=init, reason=f"is no tag of {name} and no file", fix=fix)
 
 
+def check_init(
+    name: str,
+    init: str,
+    key: str,
+    config: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> tuple[Given, WeightsDescription] | None:
+    """Refuse weights that do not exist, cannot be read or are not of the named model, before anything is built.
+
+    Args:
+        name: of the architecture.
+        init: as for ``towers.create``.
+        key: where the experiment names ``init``.
+        config: the architecture's content, where open_clip does not know it by name.
+        preprocessing: what the experiment states of mean, deviation and resizing.
+
+    Returns:
+        What was read of a path, and what is known of it; None for a tag, for ``random`` and for arrays of big_vision.
+
+    Raises:
+        UserError: names both values of what differs, and the fix.
+    """
+    path = locate(name, init, key)
+    if path is None:
+        return None
+    if path.suffix in (".npz", ".npy"):  # open_clip reads these arrays itself
+        if form_of(path, key) != "numpy":
+            raise UserError(key=key, value=init, reason="is not an archive of numpy's arrays", fix="fetch it again")
+        return None
+    given, described = examine(path, key)
+    content = config if config is not None else open_clip.get_model_config(name)
+    if content is not None:
+        model = of_open_clip({"model_cfg": content}, name)
+        check(described, model, name, key, init)
+        warn_of_unknown(described, model, name, key, init, preprocessing or {})
+    return given, described
+
+
+def examine(path: Path, key: str) -> tuple[Given, WeightsDescription]:
+    """The weights at ``path``, and everything that they and the files next to them state.
+
+    Raises:
+        UserError: as ``formats.read_weights``, or a description of another kind of model.
+    """
+    folder = weight_files(path, key)[0].parent
+    if path.is_dir() and not (folder / CONFIG).is_file():
+        _clip_config(folder, key)  # of another kind: said before gigabytes are read
+    given = read_weights(path, key)
+    kind = "directory" if path.is_dir() else given.form
+    shapes = {name: tuple(value.shape) for name, value in given.state.items()}
+    found = of_shapes(shapes, kind, given.openai)
+    if given.hugging_face and (folder / HF_CONFIG).is_file():
+        preprocess = folder / HF_PREPROCESS
+        preprocessor = read_description(preprocess, key) if preprocess.is_file() else {}
+        stated = of_hugging_face(_clip_config(folder, key), preprocessor, f"{kind} with {HF_CONFIG}")
+        stated = _agreed(stated, found, folder / HF_CONFIG, key)
+        if path.is_dir() and (folder / CONFIG).is_file():  # of the same weights in the other form
+            stated = _agreed(_open_clip_config(folder / CONFIG, key, stated.form), stated, folder / CONFIG, key)
+        return given, stated
+    if not given.hugging_face and (folder / CONFIG).is_file():
+        return given, _agreed(_open_clip_config(folder / CONFIG, key, f"{kind} with {CONFIG}"), found, folder / CONFIG, key)
+    return given, found
+
+
+def _agreed(stated: WeightsDescription, found: WeightsDescription, file: Path, key: str) -> WeightsDescription:
+    """What a file states of the weights next to it, which it must describe."""
+    check(replace(found, form="next to it"), stated, file.name, key, str(file))
+    return stated.completed(found)
+
+
+def _open_clip_config(file: Path, key: str, form: str) -> WeightsDescription:
+    content = read_description(file, key)
+    try:
+        if content["model_cfg"]["vision_cfg"] and content["model_cfg"]["text_cfg"]:
+            return of_open_clip(content, form)
+    except (TypeError, KeyError, ValueError, AttributeError, ZeroDivisionError):
+        pass
+    reason = "has no model_cfg in open_clip's form"
+    raise UserError(key=key, value=str(file), reason=reason, fix="download it again, or name the file of the weights alone")
+
+
+def _clip_config(folder: Path, key: str) -> dict[str, Any]:
+    """Content of ``config.json`` of a ``CLIPModel``.
+
+    Raises:
+        UserError: of another kind of model.
+    """
+    if not (folder / HF_CONFIG).is_file():
+        return {}
+    config = read_description(folder / HF_CONFIG, key)
+    if config.get("model_type") != "clip":
+        reason = f"is of a {config.get('model_type')!r}, not of a CLIPModel ('clip')"
+        raise UserError(
+            key=key, value=str(folder), reason=reason, fix="name weights of CLIP, whole, as open_clip or as CLIPModel"
+        )
+    for tower in ("text_config", "vision_config"):
+        epsilon = (config.get(tower) or {}).get("layer_norm_eps", LAYER_NORM_EPS)
+        if epsilon != LAYER_NORM_EPS:
+            reason = f"its {tower} has layer_norm_eps {epsilon!r}, open_clip's models have {LAYER_NORM_EPS}"
+            raise UserError(key=key, value=str(folder), reason=reason, fix="name other weights")
+    return config
+
+
+def set_preprocess(model: Any, known: Mapping[str, Any], stated: Mapping[str, Any], key: str, init: str) -> None:
+    """How the images of these weights are prepared: as the experiment states, else as is known, else open_clip's default."""
+    own = open_clip.get_model_preprocess_cfg(model)
+    found = {name: value for name in _PREPROCESSING if (value := stated.get(name) or known.get(name))}
+    open_clip.set_model_preprocess_cfg(model, {**own, **found})
+    for name, value in stated.items():
+        if known.get(name) and digest(known[name]) != digest(value):
+            role = key.partition(".")[0]
+            warn_once(f"{role}.preprocessing.{name} = {value!r} is used, although {init!r} states {known[name]!r}")
+
+
 def folder() -> Path:
     """Where fetched weights are kept."""
-    base = os.environ.get("CMAPKD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmapkd"
-    return Path(base) / "weights"
+    return cache() / "weights"
 
 
 def about(name: str, tag: str) -> Mapping[str, Any]:
@@ -115,7 +231,7 @@ def require(name: str, tag: str, key: str) -> Path:
 def missing(name: str, tag: str, key: str, why: str = "") -> UserError:
     """What to do about weights that are not here."""
     known = about(name, tag)
-    fix = "run `cmapkd weights --experiment <file>` where there is a network (the folder is $CMAPKD_CACHE/weights)"
+    fix = "run `cmapkd weights` where there is a network (the folder is $CMAPKD_CACHE/weights)"
     if url := known.get("url"):
         fix += f"; or put {Path(url).name} there"
     return UserError(
@@ -148,7 +264,7 @@ def check_activation(name: str, tag: str, key: str) -> None:
 
 def _places(known: Mapping[str, Any]) -> Iterator[Path]:
     if url := known.get("url"):
-        yield from (place / Path(url).name for place in (folder(), Path.home() / ".cache" / "clip"))
+        yield from (place / Path(url).name for place in (folder(), home() / ".cache" / "clip"))
     if not known.get("hf_hub"):
         return
     from huggingface_hub import try_to_load_from_cache

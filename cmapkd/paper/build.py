@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from cmapkd.paper.tables import compute_table
 EPOCH = "946684800"  # 2000-01-01: any constant will do, it keeps the time of the build out of the PDF
 PACKAGES = ("booktabs.sty", "tikz.sty", "algorithm2e.sty", "ifoddpage.sty")  # those that a small installation may lack
 TIMEOUT = 120  # [s] of one pdflatex run
+CONFIGURED = ("table1", "planned", "tuned")  # tables that show nothing measured
+FEW = 4  # metric files that a command names; of more, it makes the paper
 
 
 def build_table(name: str, context: PaperContext, metrics: Metrics | None = None) -> Table:
@@ -117,12 +120,12 @@ def build_numbers(context: PaperContext) -> None:
     write_atomic(context.paper / "numbers.tex", numbers_text(context))
 
 
-def numbers_text(context: PaperContext) -> str:
-    """What ``paper/numbers.tex`` holds."""
+def numbers_text(context: PaperContext, names: Sequence[str] | None = None) -> str:
+    """What ``paper/numbers.tex`` holds; of some parts, what it holds of them."""
     numbers: dict[str, dict[str, dict[str, tuple[Cell, int]]]] = {}
     texts: dict[str, dict[str, dict[str, Text]]] = {}
     captions: dict[str, str] = {}
-    for name in context.all_parts:
+    for name in context.all_parts if names is None else names:
         content = read_part(context, name)
         decimals = {column["column"]: column["decimals"] for column in content.get("columns", [])}
         rest = content.get("decimals", 0)  # what a table's caption states are counts
@@ -197,16 +200,41 @@ def existing(context: PaperContext, names: list[str]) -> list[Path]:
 
 
 def build_paper(context: PaperContext) -> bool:
-    """All of it but the manuscript, reading each metric file once. Returns whether the PDF was made."""
+    """All of it but the manuscript, reading each metric file once. Returns whether the PDF was made.
+
+    Raises:
+        UserError: something is missing; nothing is made then that takes long.
+    """
     metrics = Metrics(context)
-    for name in context.all_tables:
-        build_table(name, context, metrics)
-    for name in context.all_figures:
+    check_measured(context, metrics)
+    for name in context.all_figures:  # before the tables, whose tests take long: a figure may lack what it shows
         build_figure(name, context, metrics)
     for name in context.algorithms:
         build_algorithm(name, context)
+    for name in context.all_tables:
+        build_table(name, context, metrics)
     build_document(context, metrics)
     return build_pdf(context)
+
+
+def check_measured(context: PaperContext, metrics: Metrics) -> None:
+    """Every metric file and its arrays are there, before anything is made.
+
+    Raises:
+        UserError: some are missing (how many, and the command that makes them all), or one is damaged.
+    """
+    if not {*context.all_tables, *context.all_figures} - {*CONFIGURED, *DRAWINGS}:
+        return
+    files = [context.metric_file(run, seed) for run in context.directories for seed in context.seeds_of(run)]
+    if missing := [path for path in files if not path.is_file()]:
+        reason = f"is missing, as are {len(missing) - 1} more of {len(files)}" if len(missing) > 1 else "is missing"
+        targets = missing if len(missing) <= FEW else [context.paper / "paper.tex"]
+        raise UserError(
+            key=str(missing[0]), reason=f"{reason}: not all runs are measured", fix=f"make it: {context.recompute(*targets)}"
+        )
+    for run in context.directories:
+        for seed in context.seeds_of(run):
+            metrics.file(run, seed, "the paper")
 
 
 def has_latex() -> bool:

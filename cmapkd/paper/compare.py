@@ -22,7 +22,7 @@ from cmapkd.files import read_json
 from cmapkd.paper import paired
 from cmapkd.paper.context import EXPERIMENT_FILE, TEACHER, PaperContext
 from cmapkd.paper.metrics import Metrics
-from cmapkd.paper.verify import open_results
+from cmapkd.paper.verify import like_results, open_results
 from cmapkd.plan import make_plan
 from cmapkd.runs import find_run
 
@@ -86,6 +86,7 @@ class Comparison:
     settings: list[tuple[str, str, str]]  # key, value of the first, of the second
     numbers: list[Number]
     curves: tuple[list[Curve], list[Curve]]
+    seeds: int  # whose spread is part of the intervals; 0: intervals are of these trained models alone
     notes: list[str] = field(default_factory=list)
 
 
@@ -115,7 +116,7 @@ def find_side(text: str, experiment: ExperimentConfig, context: PaperContext, re
                 raise UserError(key="run", value=name, reason=f"is not a run of {loaded.name}", fix=fix)
             return Side(found, loaded, name)
     if colon:
-        fix = f"name a directory with an {EXPERIMENT_FILE}, or one that lies in {results}"
+        fix = like_results(Path(head) if "/" in head else results / head)
         raise UserError(key="experiment", value=head, reason="has no results here", fix=fix)
     known = list(context.directories)
     raise UserError(key="run", value=text, reason=f"is not a run of {experiment.name}", fix=nearest(text, known))
@@ -154,7 +155,7 @@ def compare(first: Side, second: Side, *, strata: bool = False) -> Comparison:
     sides = ((first, readers[0]), (second, readers[1]))
     numbers = _numbers(sides, notes, strata=strata)
     curves = _curves(first, readers[0]), _curves(second, readers[1])
-    return Comparison(first.shown, second.shown, _settings(first, second), numbers, curves, notes)
+    return Comparison(first.shown, second.shown, _settings(first, second), numbers, curves, len(_shared_seeds(sides)), notes)
 
 
 # ---- configuration --------------------------------------------------------------------------------------------------------
@@ -274,6 +275,12 @@ def _leaves(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         yield keys, float(value)
 
 
+def _shared_seeds(sides: tuple[tuple[Side, Metrics], tuple[Side, Metrics]]) -> tuple[int, ...]:
+    """The seeds of both runs, if they are the same several ones."""
+    ours, theirs = (tuple(side.context.seeds_of(side.run)) for side, _ in sides)
+    return ours if ours == theirs and len(ours) > 1 else ()
+
+
 def _intervals(
     sides: tuple[tuple[Side, Metrics], tuple[Side, Metrics]], measured: list[dict[str, list[float]]], notes: list[str]
 ) -> dict[str, paired.Interval]:
@@ -289,7 +296,7 @@ def _intervals(
             notes.append(f"no intervals for {task} on {split}: its per-query arrays are not in both metric files")
             continue
         try:
-            made = paired.differences(paired.average(parts[0]), paired.average(parts[1]))
+            made = paired.differences(parts[0], parts[1], seeds=bool(_shared_seeds(sides)))
         except ValueError as error:
             notes.append(f"no intervals for {task} on {split}: {error}")
             continue
@@ -306,7 +313,7 @@ def _parts(side: Side, reader: Metrics, seed: int, task: str, split: str) -> dic
     for metric, made in parts.items():
         if stated.get(metric) is not None and not math.isclose(stated[metric], paired.value(made), abs_tol=1e-4):
             reason = f"{above}... give {metric} = {paired.value(made):.4f}, but {file.path.name} says {stated[metric]:.4f}"
-            raise UserError(key=str(file.arrays_path), reason=reason, fix="evaluate the run again")
+            raise UserError(key=str(file.arrays_path), reason=reason, fix=file.again)
     return {metric: made for metric, made in parts.items() if stated.get(metric) is not None}
 
 

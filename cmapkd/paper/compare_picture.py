@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cmapkd.files import write_atomic
 from cmapkd.paper.compare import Comparison
-from cmapkd.paper.compare_text import MEANING, number_row, shorter
+from cmapkd.paper.compare_text import interval_of, meaning, number_row, shorter
 from cmapkd.paper.figures.style import paper_style, plain
 
 COLORS = ("#0072b2", "#d55e00")  # of the first and the second run: told apart by the colour-blind, too
@@ -46,8 +46,8 @@ def write_html(found: list[Comparison], path: Path) -> None:
 def _section(found: Comparison) -> str:
     image = base64.b64encode(picture(found)).decode()
     settings = _table(("setting", found.first, found.second), found.settings) if found.settings else "<p>none</p>"
-    heads = ("metric", found.first, found.second, "difference", "95 % interval", "p")
-    notes = "".join(f"<p>{escape(note)}</p>" for note in (MEANING, *found.notes))
+    heads = ("metric", found.first, found.second, "difference", f"95 % interval ({interval_of(found)})", "p")
+    notes = "".join(f"<p>{escape(note)}</p>" for note in (meaning(found), *found.notes))
     alt = f"Training losses and differences of {found.first} and {found.second}"
     return (
         f"<h1>{escape(found.first)} against {escape(found.second)}</h1>\n"
@@ -98,7 +98,7 @@ def _losses(axes: Axes, found: Comparison) -> None:
 
 def _forest(axes: Axes, found: Comparison) -> None:
     shown = [(number.name, number.interval) for number in found.numbers if number.interval is not None]
-    axes.set_title(f"{plain(found.first)} - {plain(found.second)}, 95 % interval", fontsize=7)
+    axes.set_title(f"{plain(found.first)} - {plain(found.second)}, 95 % interval ({interval_of(found)})", fontsize=7)
     axes.axvline(0, color="0.6", linewidth=0.6)
     for place, (_, interval) in enumerate(shown):
         axes.plot((interval.low, interval.high), (place, place), color=COLORS[0])

@@ -20,18 +20,27 @@ def text(found: Comparison) -> str:
     rows = [("", "first", "second"), *found.settings]
     lines += _columns(rows, right=False) if found.settings else ["  none"]
     lines += ["", f"Measured (difference: {found.first} - {found.second})"]
-    heads = ("", "first", "second", "difference", "95 % interval", "p")
+    heads = ("", "first", "second", "difference", f"95 % interval ({interval_of(found)})", "p")
     lines += _columns([heads, *(number_row(number) for number in found.numbers)], right=True)
-    lines += [f"  {line}" for line in (MEANING, *found.notes)]
+    lines += [f"  {line}" for line in (meaning(found), *found.notes)]
     lines += ["", "Training loss, from the first to the last step of each stage (each line has its own scale)"]
     lines += curves(found)
     return "\n".join(lines)
 
 
-MEANING = (
-    f"Intervals and p values: paired bootstrap over test pictures, {paired.REPEATS:,} resamples, for these trained models; "
-    "± is the deviation over seeds. Not corrected for the number of comparisons."
-)
+def interval_of(found: Comparison) -> str:
+    """What the intervals cover, for the head of their column."""
+    return f"images and {found.seeds} seeds" if found.seeds else "images"
+
+
+def meaning(found: Comparison) -> str:
+    """How the intervals and p values were made."""
+    over = f"Intervals and p values: paired bootstrap over test images, {paired.REPEATS:,} resamples, "
+    if found.seeds:
+        over += f"with the spread between {found.seeds} seeds (t distribution), as in the tables; "
+    else:
+        over += "for these trained models alone: the spread between seeds is not in them; "
+    return f"{over}± is the deviation over seeds. Not corrected for the number of comparisons."
 
 
 def number_row(number: Number) -> tuple[str, ...]:

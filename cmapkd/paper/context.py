@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cmapkd import commands
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, slug
 
@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 TEACHER = "Teacher"
 PLANNED_FILE = "config/planned.yaml"
 EXPERIMENT_FILE = "experiment.yaml"  # in the results directory: the experiment with every default written out
+KEPT_FILE = "kept.json"  # in kept results: the digests of what was kept
+KEPT_BY = "Written by `cmapkd paper keep`"  # in their README.md
 Task = Literal["retrieval", "zeroshot", "vqa"]
+
+
+def is_kept(home: Path) -> bool:
+    """Whether a results directory is what `cmapkd paper keep` wrote, by its list of digests, or its page and what it lacks."""
+    if (home / KEPT_FILE).is_file():
+        return True
+    page = home / "README.md"
+    if any((home / name).exists() for name in ("data", "stages", "runs")) or not page.is_file():
+        return False
+    return KEPT_BY in page.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -169,11 +181,11 @@ class PaperContext:
 
     @property
     def tuned_name(self) -> str:
-        """The tuned file as parents record it: relative to the repository, where it lies there."""
+        """The tuned file as parents record it: relative to the repository, and outside of it by its name alone."""
         assert self.tuned_file is not None
         repository = self.planned_file.parent.parent
         inside = self.tuned_file.is_relative_to(repository)
-        return (self.tuned_file.relative_to(repository) if inside else self.tuned_file).as_posix()
+        return self.tuned_file.relative_to(repository).as_posix() if inside else self.tuned_file.name
 
     @property
     def paper(self) -> Path:
@@ -211,13 +223,24 @@ class PaperContext:
         """What the paper calls a split in one task; without a configured label the split's own name."""
         return self.labels.get(f"{task}:{split}") or self.labels.get(split) or split
 
-    def recompute(self, target: Path) -> str:
-        """The command that makes one file of the experiment again."""
-        command = ["snakemake", "--cores", "all", "--force"]
-        if self.config_file is not None:
-            command += ["--configfile", str(self.config_file)]
-        # `--configfile` takes several values: the separator keeps it from swallowing the target.
-        return shlex.join([*command, "--", str(target)])
+    @property
+    def kept(self) -> bool:
+        """Whether these are results that `cmapkd paper keep` copied: no arrays, no models, and made elsewhere."""
+        return is_kept(self.results)
+
+    @property
+    def made_in(self) -> Path:
+        """Folder of all results in which the workflow makes this experiment; of a copy that is the project's own."""
+        return self.results.parent if self.results.name == self.name and not self.kept else commands.default_results()
+
+    def recompute(self, *targets: Path) -> str:
+        """The command that makes files of the experiment again; without any, all that is not up to date."""
+        names = [target.relative_to(self.results) if target.is_relative_to(self.results) else target for target in targets]
+        return commands.snakemake([f"{self.name}/{name.as_posix()}" for name in names], self.config_file, self.made_in)
+
+    def command(self, *words: str) -> str:
+        """A command of the command line for this experiment."""
+        return commands.cmapkd(words, self.config_file, self.made_in)
 
 
 def table_numbers(names: tuple[str, ...]) -> dict[str, int]:

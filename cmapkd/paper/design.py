@@ -16,6 +16,7 @@ from cmapkd.config.schema import ExperimentConfig
 from cmapkd.errors import UserError
 from cmapkd.models import configs
 from cmapkd.paper.context import PaperStage
+from cmapkd.paths import portable_text
 from cmapkd.plan import model_settings
 
 VISUAL = ("P2", "P3", "P4", "P5")
@@ -98,8 +99,8 @@ def paper_design(experiment: ExperimentConfig) -> PaperDesign | None:
         return None
     teacher, student, training = experiment.teacher, experiment.student, experiment.training
     models = (
-        _model(teacher.model, teacher.pretrained or "trained here", "teacher.model"),
-        _model(student.model, student.init, "student.model"),
+        _model(teacher.model, portable_text(teacher.pretrained or "trained here"), "teacher.model"),
+        _model(student.model, portable_text(student.init), "student.model"),
     )
     if models[0] is None or models[1] is None:  # open_clip, which knows them, is not installed
         return None

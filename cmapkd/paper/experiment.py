@@ -8,9 +8,9 @@ from typing import Any
 
 from cmapkd.config.methods import MethodConfig
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.config.tuning import PLACES
 from cmapkd.paper.context import Bootstrap, PaperContext, PaperRun, PaperStage
 from cmapkd.paper.design import paper_design, paper_stage
+from cmapkd.paths import portable_text
 from cmapkd.plan import CONFIG, TEACHER
 from cmapkd.runs import teacher_seed
 
@@ -29,7 +29,7 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         vqa=tuple(evaluation.vqa.test) if evaluation.vqa else (),
         teacher_label=f"{TEACHER} ({experiment.teacher.model})",
         teacher_seed=teacher_seed(experiment),
-        student_initialisation=experiment.student.init,
+        student_initialisation=portable_text(experiment.student.init),
         title=paper.title,
         tables=tuple(paper.tables),
         appendix=_appendix(experiment),
@@ -48,8 +48,8 @@ def paper_context(experiment: ExperimentConfig, results: Path, config_file: Path
         warmup=experiment.training.warmup,
         bootstrap=Bootstrap(**paper.bootstrap.model_dump()),
         design=paper_design(experiment),
-        manuscript=CONFIG.parent / paper.manuscript if paper.manuscript else None,
-        tuned_file=_tuned_file(tuned, config_file) if tuned else None,
+        manuscript=Path(paper.manuscript) if paper.manuscript else None,
+        tuned_file=Path(tuned) if tuned else None,
         config_file=config_file,
     )
 
@@ -58,13 +58,6 @@ def _appendix(experiment: ExperimentConfig) -> tuple[str, ...]:
     """Tables of the appendix; planned numbers come last if nothing else is said."""
     paper = experiment.paper
     return (*paper.appendix, "planned") if paper.planned and "planned" not in paper.appendix else tuple(paper.appendix)
-
-
-def _tuned_file(name: str, config_file: Path | None) -> Path:
-    """The file of tuned values: beside the experiment's file if it is there, else where the configuration looks for it."""
-    beside = (config_file.absolute().parent,) if config_file is not None else ()
-    places = [place / name for place in (*beside, *PLACES)]
-    return next((place for place in places if place.is_file()), places[-1])
 
 
 def _run(experiment: ExperimentConfig, name: str, method: Any) -> PaperRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import teacher_seed
 
 LONGEST = 200_000  # [characters] of a log, its end
+LONGEST_EARLIER = 20_000  # [characters] of each log of an earlier attempt
 
 
 def logs_of(plan: Plan) -> dict[str, tuple[str, str, str]]:
@@ -47,7 +49,20 @@ def render_log_page(title: str, log: Path, benchmark: Path | None) -> str:
     shown = "\n".join(lines).strip("\n")
     cut = f"The last {LONGEST:,} of {len(shown):,} characters." if len(shown) > LONGEST else ""
     empty = "" if shown else "It printed nothing." if log.is_file() else "The log is no longer there."
-    return page(title, _cost(benchmark), paragraph(cut or empty, "small"), source(shown[-LONGEST:]) if shown else "")
+    earlier = [
+        section(f"Attempt {number}", source(kept[-LONGEST_EARLIER:]))
+        for number, path in attempts_before(log)
+        if (kept := path.read_bytes().decode(errors="replace").strip("\n"))
+    ]
+    last = source(shown[-LONGEST:]) if shown else ""
+    return page(title, _cost(benchmark), paragraph(cut or empty, "small"), last, optional=earlier)
+
+
+def attempts_before(log: Path) -> list[tuple[int, Path]]:
+    """Logs of earlier attempts of a job, the latest first: ``a.attempt-2.log`` and ``a.attempt-1.log`` of ``a.log``."""
+    head = f"{log.stem}.attempt-"
+    found = [(path.stem.removeprefix(head), path) for path in log.parent.glob(f"{glob.escape(head)}*.log")]
+    return sorted(((int(number), path) for number, path in found if number.isdigit()), reverse=True)
 
 
 def _cost(benchmark: Path | None) -> str:

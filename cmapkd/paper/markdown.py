@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmapkd.config.load import effective_text, load_experiment
+from cmapkd.config.paths import paths_of
 from cmapkd.errors import UserError
-from cmapkd.files import atomic_path, write_atomic
+from cmapkd.files import atomic_path, sha256_of, write_atomic, write_json
 from cmapkd.paper.build import read_part
 from cmapkd.paper.cells import number_of
-from cmapkd.paper.context import TEACHER, PaperContext
+from cmapkd.paper.context import KEPT_BY, KEPT_FILE, TEACHER, PaperContext
 from cmapkd.paper.metrics import Metrics
 
 _ESCAPES = str.maketrans(
@@ -25,11 +27,12 @@ _ESCAPES = str.maketrans(
     }
 )
 ARROWS = {"up": " ↑", "down": " ↓", "": ""}
+WEIGHTS = ("teacher.pretrained", "student.init")  # paths that addresses of stages depend on
 LARGEST = 2_000_000  # [bytes] of one file that is kept
 
 
 def keep_results(context: PaperContext, directory: Path) -> list[Path]:
-    """Copy the metric files and the JSON of tables and figures to ``directory`` and write its ``README.md``.
+    """Copy the metric files and the JSON of tables, figures and algorithms to ``directory``; write digests and ``README.md``.
 
     Returns:
         The files, relative to ``directory``.
@@ -38,7 +41,7 @@ def keep_results(context: PaperContext, directory: Path) -> list[Path]:
         UserError: a metric file, a table or a figure is missing or damaged.
     """
     metrics = Metrics(context)
-    names = [*context.all_tables, *context.all_figures]
+    names = context.all_parts
     parts = {name: read_part(context, name) for name in names}
     files = [metrics.file(TEACHER, context.teacher_seed, "results to keep").path]
     files += [metrics.file(run.name, seed, "results to keep").path for run in context.runs for seed in context.seeds]
@@ -51,12 +54,43 @@ def keep_results(context: PaperContext, directory: Path) -> list[Path]:
             raise UserError(
                 key=str(path), reason=f"is larger than {LARGEST // 1_000_000} MB", fix="do not keep it in a repository"
             )
+        if path.name == "experiment.yaml":
+            kept += _keep_experiment(path, directory)
+            continue
         with atomic_path(directory / relative) as target:
             shutil.copyfile(path, target)
         kept.append(relative)
+    digests = {name.as_posix(): sha256_of(directory / name) for name in kept if name.parts[0] in ("metrics", "paper")}
+    write_json(directory / KEPT_FILE, {"experiment": context.name, "files": digests})
     page = render_page(context, metrics, [parts[name] for name in context.all_tables])
     write_atomic(directory / "README.md", page)
-    return [*kept, Path("README.md")]
+    return [*kept, Path(KEPT_FILE), Path("README.md")]
+
+
+def _keep_experiment(path: Path, directory: Path) -> list[Path]:
+    """Copy an experiment without folders of this machine; a file of tuned values that is not in the repository is copied, too.
+
+    Data lie elsewhere on every machine, and nothing that is kept depends on where. The path of weights stays, because
+    addresses of stages depend on it.
+    """
+    experiment = load_experiment(path)
+    content = experiment.model_dump(mode="json")
+    kept = [Path(path.name)]
+    for key, file in paths_of(experiment):
+        *above, last = key.split(".")
+        section = content
+        for name in above:
+            section = section[name]
+        # The home folder is everywhere, a variable is not; the file is read wherever the experiment is.
+        if key in WEIGHTS or not section[last].startswith(("/", "$", "~") if key == "tuned" else ("/", "$")):
+            continue
+        section[last] = Path(file).name
+        if key == "tuned" and Path(file).is_file():
+            with atomic_path(directory / section[last]) as target:
+                shutil.copyfile(file, target)
+            kept.append(Path(section[last]))
+    write_atomic(directory / path.name, effective_text(content))
+    return kept
 
 
 def render_page(context: PaperContext, metrics: Metrics, tables: Sequence[Mapping[str, Any]]) -> str:
@@ -73,7 +107,7 @@ def render_page(context: PaperContext, metrics: Metrics, tables: Sequence[Mappin
     lines = [
         f"# Results of `{context.name}`",
         "",
-        f"Written by `cmapkd paper keep`; do not edit. Seeds {', '.join(map(str, context.seeds))}. "
+        f"{KEPT_BY}; do not edit. Seeds {', '.join(map(str, context.seeds))}. "
         f"Evaluated by {', '.join(commits)}; trained by {', '.join(trained)}: {len(stages)} trainings, {hours:.1f} "
         "hours in all. "
         f"Data: {', '.join(data)}.",

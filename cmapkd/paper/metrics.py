@@ -38,6 +38,7 @@ class MetricFile:
     run: str
     seed: int
     content: Mapping[str, Any]
+    again: str = "evaluate the run again"  # what makes the file again
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -95,19 +96,20 @@ class Metrics:
             seeds = f"{len(present)} of {len(self.context.seeds_of(run))} configured seeds are there"
             elsewhere = f"; {', '.join(others)} says it is this one" if others else ""
             raise _error(path, f"is missing ({seeds}{elsewhere})", cell, f"make it: {self.context.recompute(path)}")
+        again = f"evaluate the run again: {self.context.recompute(path)}"
         if others:
             raise _error(
                 path, f"two files for one cell: {', '.join(others)} is of {run}, seed {seed}, too", cell, "keep one of them"
             )
         raw = path.read_bytes()
-        content = _parse(raw, path, cell)
+        content = _parse(raw, path, cell, again)
         if (content["run"], content["seed"]) != (run, seed):
             found = f"{content['run']}, seed {content['seed']}"
             raise _error(
                 path, f"is of {found}, not of {run}, seed {seed}", cell, f"make it again: {self.context.recompute(path)}"
             )
         relative = self.context.relative(path)
-        file = MetricFile(path, relative, hashlib.sha256(raw).hexdigest(), run, seed, content)
+        file = MetricFile(path, relative, hashlib.sha256(raw).hexdigest(), run, seed, content, again)
         self._check_arrays(file, cell)
         self._check_data(file, cell)
         self._files[run, seed] = file
@@ -128,13 +130,11 @@ class Metrics:
         value = _descend(file, keys, cell)
         where = " / ".join(keys)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _error(file.path, f"{where} is {value!r}, not a number", cell, "evaluate the run again")
+            raise _error(file.path, f"{where} is {value!r}, not a number", cell, file.again)
         if not math.isfinite(value):
-            raise _error(file.path, f"{where} is {value}, not a finite number", cell, "evaluate the run again")
+            raise _error(file.path, f"{where} is {value}, not a finite number", cell, file.again)
         if bounds is not None and not bounds[0] <= value <= bounds[1]:
-            raise _error(
-                file.path, f"{where} is {value}, outside {bounds[0]:g} to {bounds[1]:g}", cell, "evaluate the run again"
-            )
+            raise _error(file.path, f"{where} is {value}, outside {bounds[0]:g} to {bounds[1]:g}", cell, file.again)
         return float(value), file.parent(("metrics", *keys))
 
     def has(self, run: str, seed: int, keys: Sequence[str], cell: str) -> bool:
@@ -151,7 +151,7 @@ class Metrics:
         file = self.file(run, seed, cell)
         value = _descend(file, keys, cell)
         if not isinstance(value, str) or not value:
-            raise _error(file.path, f"{' / '.join(keys)} is {value!r}, not a text", cell, "evaluate the run again")
+            raise _error(file.path, f"{' / '.join(keys)} is {value!r}, not a text", cell, file.again)
         return value
 
     def mean(self, run: str, keys: Sequence[str], cell: str, *, scale: float = 1.0, bounds: Bounds | None = None) -> Cell:
@@ -176,9 +176,7 @@ class Metrics:
             values = [formula(teacher, value) for value, _ in found]
         except ZeroDivisionError:
             file = self.file(run, self.context.seeds_of(run)[0], cell)
-            raise _error(
-                file.path, f"{' / '.join(keys)} is zero here or in the teacher's file", cell, "evaluate the run again"
-            ) from None
+            raise _error(file.path, f"{' / '.join(keys)} is zero here or in the teacher's file", cell, file.again) from None
         return _cell(values, [origin, *(parent for _, parent in found)], recipe)
 
     def combined(
@@ -207,7 +205,7 @@ class Metrics:
         file = self.file(run, seed, cell)
         value = _descend(file, keys, cell)
         if not isinstance(value, dict):
-            raise _error(file.path, f"{' / '.join(keys)} is {value!r}, not a group of values", cell, "evaluate the run again")
+            raise _error(file.path, f"{' / '.join(keys)} is {value!r}, not a group of values", cell, file.again)
         return list(value)
 
     def difference(self, run: str, other: str, keys: Sequence[str], cell: str, bounds: Bounds | None = None) -> Cell:
@@ -252,7 +250,7 @@ class Metrics:
                 with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
                     self._arrays[run, seed] = {name: archive[name] for name in archive.files}
             except (ValueError, OSError) as error:
-                raise _error(file.arrays_path, f"cannot be read: {error}", cell, "evaluate the run again") from error
+                raise _error(file.arrays_path, f"cannot be read: {error}", cell, file.again) from error
         return self._arrays[run, seed]
 
     def array(self, run: str, seed: int, name: str, cell: str) -> tuple[np.ndarray, Parent]:
@@ -264,36 +262,36 @@ class Metrics:
         arrays = self.arrays(run, seed, cell)
         file = self.file(run, seed, cell)
         if name not in arrays:
-            raise _error(
-                file.arrays_path, f"has no array {name!r}; {nearest(name, sorted(arrays))}", cell, "evaluate the run again"
-            )
+            raise _error(file.arrays_path, f"has no array {name!r}; {nearest(name, sorted(arrays))}", cell, file.again)
         relative = self.context.relative(file.arrays_path)
         return arrays[name], Parent(relative, file.content["per_query"]["sha256"], run, seed, (name,))
+
+    def testable(self, runs: Sequence[str]) -> bool:
+        """Whether differences of these runs can be tested: their arrays are required, but where kept results are verified."""
+        return True
 
     def _check_arrays(self, file: MetricFile, cell: str) -> None:
         entry = file.content["per_query"]
         for key in ("file", "sha256"):
             if not isinstance(entry.get(key), str):
-                raise _error(file.path, f"per_query / {key} is missing", cell, "evaluate the run again")
+                raise _error(file.path, f"per_query / {key} is missing", cell, file.again)
         if Path(entry["file"]).name != entry["file"]:
-            raise _error(
-                file.path, f"per_query / file is {entry['file']!r}, not a file beside it", cell, "evaluate the run again"
-            )
+            raise _error(file.path, f"per_query / file is {entry['file']!r}, not a file beside it", cell, file.again)
         path = file.arrays_path
         if not path.is_file():
-            raise _error(
-                path, f"is missing; {file.path.name} names it as its per-query results", cell, "evaluate the run again"
-            )
+            if self.context.kept:
+                raise _error(path, "is not kept: these are kept results, without per-query arrays", cell, _made_by(file))
+            raise _error(path, f"is missing; {file.path.name} names it as its per-query results", cell, file.again)
         actual = hashlib.sha256(path.read_bytes()).hexdigest()
         if actual != entry["sha256"]:
             reason = f"has SHA-256 {actual[:12]}, but {file.path.name} says {entry['sha256'][:12]}: one of the two was changed"
-            raise _error(path, reason, cell, f"make them again: {self.context.recompute(file.path)}")
+            raise _error(path, reason, cell, file.again)
 
     def _check_data(self, file: MetricFile, cell: str) -> None:
         """Runs in one table must rest on the same data."""
         digests = file.provenance.get("data_digests")
         if not isinstance(digests, dict):
-            raise _error(file.path, "provenance / data_digests is missing", cell, "evaluate the run again")
+            raise _error(file.path, "provenance / data_digests is missing", cell, file.again)
         for dataset, value in digests.items():
             known, first = self._data.setdefault(dataset, (value, file.file))
             if known != value:
@@ -314,20 +312,24 @@ def _cell(values: list[float], parents: list[Parent], recipe: str) -> Cell:
     )
 
 
-def _parse(raw: bytes, path: Path, cell: str) -> dict[str, Any]:
+def _parse(raw: bytes, path: Path, cell: str, again: str) -> dict[str, Any]:
     try:
         content = parse_json(raw, str(path))
     except DamagedFileError as error:
         what = "is empty" if not raw.strip() else f"is truncated or not valid JSON: {error.reason}"
-        raise _error(path, what, cell, "delete it and evaluate the run again") from error
+        raise _error(path, what, cell, again) from error
     if not isinstance(content, dict):
-        raise _error(path, "is not a JSON object", cell, "delete it and evaluate the run again")
+        raise _error(path, "is not a JSON object", cell, again)
     for key, kind in REQUIRED.items():
         if key not in content:
-            raise _error(path, f"{key} is missing", cell, "evaluate the run again")
+            raise _error(path, f"{key} is missing", cell, again)
         if not isinstance(content[key], kind) or isinstance(content[key], bool):
-            raise _error(path, f"{key} is {content[key]!r}, not of type {kind.__name__}", cell, "evaluate the run again")
+            raise _error(path, f"{key} is {content[key]!r}, not of type {kind.__name__}", cell, again)
     return content
+
+
+def _made_by(file: MetricFile) -> str:
+    return f"make the results with them: {file.again.partition(': ')[2]}"
 
 
 def _descend(file: MetricFile, keys: Sequence[str], cell: str) -> Any:
@@ -336,7 +338,7 @@ def _descend(file: MetricFile, keys: Sequence[str], cell: str) -> Any:
         if not isinstance(value, dict) or key not in value:
             known = nearest(key, [str(name) for name in value]) if isinstance(value, dict) and value else "nothing is there"
             where = " / ".join(("metrics", *keys[: depth + 1]))
-            raise _error(file.path, f"{where} is missing; {known}", cell, "evaluate the run again")
+            raise _error(file.path, f"{where} is missing; {known}", cell, file.again)
         value = value[key]
     return value
 

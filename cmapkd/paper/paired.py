@@ -1,7 +1,8 @@
-"""Intervals of differences between two runs on the same test pictures: the paired bootstrap of ``statistics``, for two runs.
+"""Intervals of differences between two runs on the same test images: the statistics of the tables, for two runs.
 
-Pictures are drawn with all of their captions and questions; a run's several seeds are averaged for each picture before. So the
-interval speaks of other test pictures and these trained models; how much a training varies, the seeds show.
+Images are drawn with all of their captions and questions (a paired bootstrap). Where both runs have the same several seeds, the
+spread between seeds is added, as in the tables. Otherwise the seeds of a run are averaged for each image, and the interval
+holds for these trained models alone.
 
 ``differences`` is the one entry; a metric is a mean of ratios of sums over pictures (recalls, their mean, accuracies).
 """
@@ -32,36 +33,45 @@ class Interval:
 
 
 def differences(
-    first: Mapping[str, Sequence[Part]],
-    second: Mapping[str, Sequence[Part]],
+    first: Sequence[Mapping[str, Sequence[Part]]],
+    second: Sequence[Mapping[str, Sequence[Part]]],
     repeats: int = REPEATS,
     seed: int = SEED,
+    *,
+    seeds: bool = False,
 ) -> dict[str, Interval]:
     """First minus second, for every metric that both have; metrics of one call share their resamples.
 
     Args:
-        first, second: by metric its parts, each (sum of scores (N,), number of queries (N,)); the metric is the mean over
-            parts of 100 times the ratio of their sums.
+        first, second: for each seed, by metric its parts, each (sum of scores (N,), number of queries (N,)); the metric is the
+            mean over parts of 100 times the ratio of their sums.
+        seeds: whether the seeds of both are the same ones, in this order: then their spread is part of the interval.
 
     Raises:
-        ValueError: the two are not of the same pictures.
+        ValueError: the two are not of the same images.
     """
-    names = [name for name in first if name in second]
-    pairs = [(part, other) for name in names for part, other in zip(first[name], second[name], strict=True)]
-    if not pairs:
+    if not seeds:
+        first, second = [average(first)], [average(second)]
+    trainings = [*first, *second]
+    names = [name for name in first[0] if all(name in training for training in trainings)]
+    columns = [column for name in names for column in zip(*(training[name] for training in trainings), strict=True)]
+    if not columns:
         return {}
-    if any(not np.array_equal(part[1], other[1]) for part, other in pairs):
-        raise ValueError("the two were not asked the same queries of the same pictures")
-    ratios = [Ratio(np.stack([part[0], other[0]]), part[1]) for part, other in pairs]  # of two trainings
-    drawn = resample(ratios, repeats, seed)
+    if any(not np.array_equal(part[1], column[0][1]) for column in columns for part in column):
+        raise ValueError("the two were not asked the same queries of the same images")
+    drawn = resample([Ratio(np.stack([part[0] for part in column]), column[0][1]) for column in columns], repeats, seed)
     found, place = {}, 0
     for name in names:
-        parts = slice(place, place + len(first[name]))
+        parts = slice(place, place + len(first[0][name]))
         place = parts.stop
         both = mean_sample(drawn[parts])
-        ours, theirs = (Sample(both.value[side : side + 1], both.draws[:, side : side + 1]) for side in (0, 1))
-        tested = compare(ours, theirs, None, level=LEVEL)
-        found[name] = Interval(tested.difference, tested.low, tested.high, tested.p)
+        sides = (slice(None, len(first)), slice(len(first), None))
+        ours, theirs = (Sample(both.value[side], both.draws[:, side]) for side in sides)
+        # Always the same one, so that the difference of the two the other way round is exactly the negative.
+        turned = ours.value.tolist() < theirs.value.tolist()
+        tested = compare(theirs, ours, None, level=LEVEL) if turned else compare(ours, theirs, None, level=LEVEL)
+        low, high = (-tested.high, -tested.low) if turned else (tested.low, tested.high)
+        found[name] = Interval(-tested.difference if turned else tested.difference, low, high, tested.p)
     return found
 
 
@@ -111,7 +121,7 @@ def _part(scores: np.ndarray, image: np.ndarray, asked: np.ndarray | None = None
     )
 
 
-def average(seeds: Sequence[Mapping[str, list[Part]]]) -> dict[str, list[Part]]:
+def average(seeds: Sequence[Mapping[str, Sequence[Part]]]) -> dict[str, list[Part]]:
     """Parts of several seeds of one run as those of their average; only metrics that all have.
 
     Raises:

@@ -125,13 +125,13 @@ class Queries:
                     key=str(file.path),
                     reason=f"{' / '.join(keys)} is {written:g}, but the queries in {file.arrays_path.name} give {value:g}: "
                     f"one of the two was changed (needed for {name})",
-                    fix=f"make them again: {self.metrics.context.recompute(file.path)}",
+                    fix=file.again,
                 )
 
     def _error(self, name: str, reason: str, cell: str, run: str = "", seed: int = 0) -> UserError:
         run, seed = (run, seed) if run else self.trainings[0]
-        path = self.metrics.file(run, seed, cell).arrays_path
-        return UserError(key=str(path), reason=f"{name} {reason} (needed for {cell})", fix="evaluate the run again")
+        file = self.metrics.file(run, seed, cell)
+        return UserError(key=str(file.arrays_path), reason=f"{name} {reason} (needed for {cell})", fix=file.again)
 
 
 def _ratio(task: str, name: str, arrays: dict[str, np.ndarray], common: dict[str, np.ndarray]) -> Ratio:

@@ -17,6 +17,7 @@ from cmapkd.paper.context import PaperContext
 from cmapkd.paper.curves import render_curves, stages_of
 from cmapkd.paper.html import details, entries, nested, page, paragraph, plain_table, section, source
 from cmapkd.paper.metrics import MetricFile, Metrics
+from cmapkd.paths import portable_text
 from cmapkd.plan import TEACHER, Plan, Run
 from cmapkd.runs import RUN, STUDENT, find_run
 
@@ -85,7 +86,7 @@ def _about(plan: Plan, context: PaperContext, run: Run, file: MetricFile) -> dic
             "in the tables of": "ablations" if shown.group == "ablation" else "methods",
             "schedule": shown.schedule,
             "model": experiment.student.model,
-            "initialisation": experiment.student.init,
+            "initialisation": portable_text(experiment.student.init),
         }
         about |= {"differs from the full method in": ", ".join(shown.changes)} if shown.changes else {}
         about |= {"note": shown.note} if shown.note else {}

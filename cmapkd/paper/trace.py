@@ -7,7 +7,6 @@ is missing or changed, a value that its parents do not give) is refused.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def chain(context: PaperContext, table: str, row: str, column: str) -> dict[str,
     found["recomputed"] = _recomputed(context, table, row, column, cell)
     kind = "table" if table in TABLES else "figure"
     path = context.paper / f"{table}.json"
-    found["commands"] = {"snakemake": context.recompute(path), "cmapkd": [plain(context, "paper", kind, table)]}
+    found["commands"] = {"snakemake": context.recompute(path), "cmapkd": [context.command("paper", kind, table)]}
     return found
 
 
@@ -111,12 +110,6 @@ def tell(found: Mapping[str, Any]) -> str:
         lines.append(f"  {found['recomputed']}")
     lines.append(f"  {found['table']} is made by: {found['commands']['snakemake']}")
     return "\n".join([*lines, *(f"    without Snakemake: {command}" for command in found["commands"]["cmapkd"])])
-
-
-def plain(context: PaperContext, *words: str) -> str:
-    """A command of the command line for this experiment."""
-    experiment = ["--experiment", str(context.config_file)] if context.config_file is not None else []
-    return shlex.join(["cmapkd", *words, *experiment, "--results", str(context.results.parent)])
 
 
 def _recomputed(context: PaperContext, table: str, row: str, column: str, cell: Cell | Text) -> str:
@@ -197,7 +190,7 @@ def _commands(context: PaperContext, metric_file: Path, provenance: Mapping[str,
     directory = f"{metric_file.parent.name}/{metric_file.stem}"
     stages = [stage["address"] if isinstance(stage, Mapping) else str(stage) for stage in provenance.get("stages", [])]
     words = [*(("train", address) for address in stages), ("collect", directory), ("evaluate", directory)]
-    return {"snakemake": context.recompute(metric_file), "cmapkd": [plain(context, *command) for command in words]}
+    return {"snakemake": context.recompute(metric_file), "cmapkd": [context.command(*command) for command in words]}
 
 
 def _experiment(context: PaperContext, table: str, parent: Parent, cell: str, again: str) -> Path:

@@ -1,7 +1,8 @@
 """The chain below a paper, link by link: data sets, training stages, runs, metric files. Every digest is computed again.
 
 data/<dataset>/manifest.json   shards and classes have the digests it names, and it has the digest that everything else names
-stages/<stage>/stage.json      its settings have the digest in its address; its files are those that it names
+stages/<stage>/stage.json      its settings have the digest in its address; its files are those that it names, and its parents'
+                               files are those that it was trained on
 runs/<run>/<seed>/run.json     its stages are those of the experiment, and as they are now; its model is the last one's
 metrics/<run>/<seed>.json      it is of these stages and data, as this experiment evaluates; its arrays are those it names
 """
@@ -16,6 +17,7 @@ from typing import Any
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.data.shards import CLASSES, MANIFEST, read_index
 from cmapkd.files import digest, read_json
+from cmapkd.imported import replaced
 from cmapkd.paper.context import PaperContext
 from cmapkd.paper.findings import Findings
 from cmapkd.plan import Plan, Run
@@ -34,11 +36,13 @@ class Chain:
         data: digest of each data set's manifest.
         stages: content of each ``stage.json`` that a number rests on, by address.
         metrics: content of each metric file, by run and seed.
+        methods: method of each stage of the plan, by address.
     """
 
     data: dict[str, str] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
 
 
 def check_chain(
@@ -49,7 +53,7 @@ def check_chain(
     Args:
         deep: whether shards are hashed; None: if they have less than ``DEEP_BELOW`` bytes.
     """
-    chain = Chain()
+    chain = Chain(methods={address: stage.method for address, stage in plan.stages.items()} if plan else {})
     check_data(context, experiment, findings, chain, deep)
     for name in context.directories:
         for seed in context.seeds_of(name):
@@ -66,7 +70,13 @@ def check_chain(
         path = context.metric_file(run_name, seed)
         with findings.reading(path, f"evaluate the run again: {context.recompute(path)}"):
             _compare_stages(context, findings, chain, run_name, seed)
+    for address in chain.stages:
+        path = context.results / "stages" / address / RESULT
+        with findings.reading(path, f"make it again: {context.recompute(path)}"):
+            _check_parents(context, findings, chain, address, path)
     check_strangers(context, findings)
+    for path, reason in replaced(plan, context.results) if plan else ():
+        findings.problem(path, reason, f"make it again: {context.recompute(path)}")
     return chain
 
 
@@ -81,13 +91,13 @@ def check_data(
     used = (*experiment.distillation, *experiment.evaluation.references())
     for dataset in dict.fromkeys(reference.partition("/")[0] for reference in used):
         directory = context.results / "data" / dataset
-        fix = f"cmapkd data build {dataset} writes what is missing or damaged"
-        if (manifest := findings.json(directory / MANIFEST, fix)) is not None:
+        fix = _build(context, dataset)
+        if (manifest := findings.json(directory / MANIFEST, fix, kind="data sets")) is not None:
             manifests[dataset] = manifest
     total = 0
     for dataset in list(manifests):
         path = context.results / "data" / dataset / MANIFEST
-        with findings.reading(path, f"delete it, then cmapkd data build {dataset}"):
+        with findings.reading(path, f"delete it, then {_build(context, dataset)}"):
             total += sum(shard["bytes"] for shard in _shards(manifests[dataset]))
             continue
         del manifests[dataset]  # it is a problem already, and nothing more can be read from it
@@ -97,10 +107,15 @@ def check_data(
     for dataset, manifest in manifests.items():
         directory = context.results / "data" / dataset
         chain.data[dataset] = str(manifest.get("digest"))
-        with findings.reading(directory / MANIFEST, f"delete it, then cmapkd data build {dataset}"):
-            _check_manifest(directory, dataset, manifest, findings)
+        with findings.reading(directory / MANIFEST, f"delete it, then {_build(context, dataset)}"):
+            _check_manifest(context, directory, dataset, manifest, findings)
             for shard in _shards(manifest):
-                _check_shard(directory, dataset, shard, findings, deep=hashed)
+                _check_shard(context, directory, dataset, shard, findings, deep=hashed)
+
+
+def _build(context: PaperContext, dataset: str) -> str:
+    """What writes the shards of a data set that are missing or damaged, and keeps the others."""
+    return f"build the data set again: {context.command('data', 'build', dataset)}"
 
 
 def _shards(manifest: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -108,9 +123,11 @@ def _shards(manifest: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         yield from split["shards"]
 
 
-def _check_manifest(directory: Path, dataset: str, manifest: Mapping[str, Any], findings: Findings) -> None:
+def _check_manifest(
+    context: PaperContext, directory: Path, dataset: str, manifest: Mapping[str, Any], findings: Findings
+) -> None:
     path = directory / MANIFEST
-    fix = f"cmapkd data build {dataset}"
+    fix = _build(context, dataset)
     classes = None
     if (directory / CLASSES).is_file() and (content := findings.json(directory / CLASSES, fix)) is not None:
         classes = [content.get("classes"), content.get("templates")]
@@ -125,9 +142,11 @@ def _check_manifest(directory: Path, dataset: str, manifest: Mapping[str, Any], 
         findings.problem(path, reason, f"delete it, then {fix}")
 
 
-def _check_shard(directory: Path, dataset: str, shard: Mapping[str, Any], findings: Findings, *, deep: bool) -> None:
+def _check_shard(
+    context: PaperContext, directory: Path, dataset: str, shard: Mapping[str, Any], findings: Findings, *, deep: bool
+) -> None:
     path = directory / shard["path"]
-    fix = f"cmapkd data build {dataset} writes damaged shards anew; what was trained on this one is another run's"
+    fix = f"what was trained on this shard is another run's; {_build(context, dataset)}"
     if not path.is_file():
         findings.problem(path, f"is missing; {MANIFEST} names it", fix)
         return
@@ -159,7 +178,8 @@ def check_stages(context: PaperContext, findings: Findings, chain: Chain, addres
         directory = context.results / "stages" / address
         path = directory / RESULT
         fix = f"make it again: {context.recompute(path)}"
-        record = findings.json(path, fix, missing="is missing: a training that numbers rest on is gone, or not finished")
+        missing = "is missing: a training that numbers rest on is gone, or not finished"
+        record = findings.json(path, fix, missing=missing, kind="stages")
         chain.stages[address] = record or {}
         if record is not None:
             with findings.reading(path, fix):
@@ -182,6 +202,19 @@ def _check_stage(
     for name, expected in record.get("files", {}).items():
         findings.same(directory / name, expected, f"{address}/{RESULT}", fix)
     _check_digests(context, findings, chain, path, record.get("provenance", {}), fix)
+
+
+def _check_parents(context: PaperContext, findings: Findings, chain: Chain, address: str, path: Path) -> None:
+    """A stage was trained on the files that its parents have now."""
+    record = chain.stages[address]
+    for parent in record.get("parents", []):
+        now, then = chain.stages.get(str(parent), {}).get("files"), record.get("rests_on", {}).get(parent)
+        if now is None:
+            continue  # a problem of the parent's own
+        findings.counts["digests"] += 1
+        if then != now:
+            how = "does not say which files of" if then is None else "was trained on other files than are there now of"
+            findings.problem(path, f"{how} {parent}", f"make it again: {context.recompute(path)}")
 
 
 def _check_digests(
@@ -213,7 +246,7 @@ def check_run(
     home = context.results / "runs" / context.directories[name] / str(seed)
     path = home / RUN
     fix = f"make it again: {context.recompute(path)}"
-    record = findings.json(path, fix)
+    record = findings.json(path, fix, kind="models of runs")
     if record is not None:
         with findings.reading(path, fix):
             _check_collected(context, findings, chain, name, seed, addresses, home, record, fix)

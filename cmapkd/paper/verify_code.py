@@ -137,7 +137,8 @@ def _metric_files(context: PaperContext, findings: Findings, chain: Chain, trees
         names = named_stages(content)
         # The last stage of the run itself: those after it are the deployed teacher's.
         own = [name for name in names if not name.startswith("teacher")] or names
-        method = _method(chain.stages.get(own[-1], {})) if own else ""
+        # Kept results have no stages; the plan, which gives the same addresses, knows their methods.
+        method = (_method(chain.stages.get(own[-1], {})) or chain.methods.get(own[-1], "")) if own else ""
         commit = str(provenance.get("commit", ""))
         code = provenance.get("evaluation_code") or (_digest(trees, commit, EVALUATION, method) if _clean(provenance) else None)
         if code is None or not method:

@@ -21,23 +21,32 @@ from cmapkd.paper.context import EXPERIMENT_FILE, PLANNED_FILE, PaperContext
 from cmapkd.paper.figures import DRAWINGS, draw_figure, draw_tikz
 from cmapkd.paper.findings import Findings
 from cmapkd.paper.metrics import Metrics
+from cmapkd.paper.tables import compute_table
+from cmapkd.paper.verify_kept import KeptMetrics, NotKept, check_array, check_pages, check_tests
 from cmapkd.plain_yaml import parse_yaml
 
 RELATIVE = 1e-9
+NUMBERS = ("cells", "texts")  # of a table's JSON, what arrays are not needed for
+CHANGED = "tables of files that are elsewhere and changed since"
 
 
 def check_parts(context: PaperContext, findings: Findings) -> None:
     """Tables, figures, macros and document."""
-    metrics = Metrics(context)
+    metrics = KeptMetrics(context) if findings.kept else Metrics(context)
     parsed: dict[Path, Any] = {}
     for name in context.all_parts:
         path = context.paper / f"{name}.json"
+        if name in context.algorithms and findings.gone(path, "algorithms"):
+            continue
         fix = f"make it again: {context.recompute(path)}"
         with findings.reading(path, fix):
             try:
                 _check_part(context, findings, metrics, parsed, path, read_part(context, name), fix)
             except UserError as error:
                 findings.refused(error, name)
+    if findings.kept:
+        check_pages(context, findings, metrics)
+        return
     for file, text_of in (
         ("numbers.tex", lambda: numbers_text(context)),
         ("paper.tex", lambda: document_text(context, metrics)),
@@ -120,6 +129,10 @@ def _check_parent(
             findings.problem(part, f"runs or schedules of {EXPERIMENT_FILE} changed since it was made", fix, cell)
         return
     path = context.resolve(parent["file"])
+    if findings.kept and not path.is_relative_to(context.results) and _elsewhere(findings, path, parent, part):
+        return
+    if findings.kept and path.suffix == ".npz":
+        check_array(context, findings, part, cell, parent, fix)
     if not findings.same(path, parent["sha256"], part.name, fix, cell):
         return
     if parent["run"] is not None:
@@ -131,6 +144,14 @@ def _check_parent(
             findings.problem(part, f"a parent of {parent['run']}, seed {parent['seed']} lies in {parent['file']}", fix, cell)
     if not _holds(path, parent["keys"], parsed):
         findings.problem(path, f"has nothing at {' / '.join(map(str, parent['keys']))}", fix, cell)
+
+
+def _elsewhere(findings: Findings, path: Path, parent: Mapping[str, Any], part: Path) -> bool:
+    """Whether a file outside of kept results (values that a search found) is another one than then, as it may become."""
+    if not path.is_file() or findings.sha256(path) != parent["sha256"]:
+        findings.absent.setdefault(CHANGED, set()).add(part)
+        return True
+    return False
 
 
 def _holds(path: Path, keys: list[str], parsed: dict[Path, Any]) -> bool:
@@ -179,8 +200,19 @@ def _check_planned(
 def _remake(
     context: PaperContext, findings: Findings, metrics: Metrics, name: str, path: Path, content: dict[str, Any], fix: str
 ) -> None:
+    if path in findings.absent.get(CHANGED, ()):
+        return
     try:
+        if findings.kept:
+            made = json.loads(json.dumps(compute_table(name, context, metrics).to_json()))
+            check_tests(context, findings, path, content, fix)
+            found, computed = ({key: table.get(key) for key in NUMBERS} for table in (content, made))
+            _same_content(findings, path, name, found, computed, fix)
+            return
         _, text, made = table_files(name, context, metrics)
+    except NotKept:
+        findings.absent.setdefault("tables of tests", set()).add(path)
+        return
     except UserError as error:
         findings.refused(error, name)
         return
@@ -211,18 +243,23 @@ def _redraw(
         drawing = Path(directory) / f"{name}.pdf"
         try:
             made = draw_figure(name, context, metrics, drawing).to_json()
+        except NotKept:
+            findings.absent.setdefault("figures of arrays", set()).add(path)
+            return
         except UserError as error:
             findings.refused(error, name)
             return
         _same_content(findings, path, name, content, json.loads(json.dumps(made)), fix)
         picture = path.with_suffix(".pdf")
+        if findings.gone(picture, "drawings"):
+            return
         if not picture.is_file():
             findings.problem(picture, "is missing", fix)
             return
         findings.counts["files"] += 1
         if picture.read_bytes() != drawing.read_bytes():
             reason = "is not what is drawn now from the same parents"
-            findings.problem(picture, reason, f"{fix}; a matplotlib that is not requirements.lock's draws other bytes")
+            findings.problem(picture, reason, f"a matplotlib that is not requirements.lock's draws other bytes; {fix}")
 
 
 def _same_content(findings: Findings, path: Path, name: str, content: Any, made: Any, fix: str) -> None:
@@ -270,6 +307,8 @@ def first_difference(found: Any, made: Any, where: str = "") -> tuple[str, Any, 
 
 
 def _same_text(findings: Findings, path: Path, made: str, fix: str) -> None:
+    if findings.gone(path, "LaTeX files"):
+        return
     if not path.is_file():
         findings.problem(path, "is missing", fix)
         return

@@ -1,8 +1,8 @@
 """Checkpoints of a running stage, and the newest complete one to resume from.
 
 A checkpoint is a directory with one file of each rank (`state.py`: what it holds does not depend on ranks, ZeRO stage or
-micro-batch) and ``checkpoint.json``. It is written under a temporary name, every file flushed to the disk, and renamed after
-all ranks have finished; what has its final name is complete. The last two are kept.
+micro-batch) and ``checkpoint.json``, which has a checksum of its own content. It is written under a temporary name, every file
+flushed to the disk, and renamed after all ranks have finished; what has its final name is complete. The last two are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cmapkd.files import read_json, sha256_of, write_json
+from cmapkd.files import digest, read_json, sha256_of, write_json
+from cmapkd.provenance import machine
 from cmapkd.training import distributed, state
 from cmapkd.training.engine import Engine
 from cmapkd.training.stages import derive_seed
@@ -26,6 +27,8 @@ from cmapkd.training.storage import flush_directory, flush_file, writing
 log = logging.getLogger(__name__)
 _KEEP = 2
 _FILE = "rank-{:05d}.safetensors"
+_RECORD = "checkpoint.json"
+_KEYS = {"step", "origin", "ranks", "zero", "accumulation", "machine", "files", "numbers"}
 
 
 def save(
@@ -65,7 +68,7 @@ def save(
     def end() -> None:
         if distributed.rank() == 0:
             with writing(final, kept):
-                write_json(partial / "checkpoint.json", about)
+                write_json(partial / _RECORD, {**about, "checksum": digest(about)})
                 flush_directory(partial)
                 if guard is not None:
                     guard()
@@ -82,6 +85,7 @@ def save(
             "step": step,
             "origin": origin,
             **cut_of(engine),
+            "machine": machine(),
             "files": files,
             "numbers": state.counters(engine),
         }
@@ -113,7 +117,7 @@ def _kept(directory: Path) -> str:
 
 def complete(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if (path / "checkpoint.json").is_file())
+    return sorted(path for path in directory.glob("step-*") if (path / _RECORD).is_file())
 
 
 def resume(engine: Engine, directory: Path, origin: str, seed: int = 0) -> int:
@@ -128,7 +132,7 @@ def resume(engine: Engine, directory: Path, origin: str, seed: int = 0) -> int:
     path = chosen[0]
     if path is None:
         return 0
-    about = read_json(path / "checkpoint.json")
+    about = read_json(path / _RECORD)
     step, ranks = int(about["step"]), int(about["ranks"])
     same = ranks == distributed.world_size()
     state.read(engine, [path / _FILE.format(number) for number in range(ranks)], about["numbers"], same)
@@ -150,28 +154,40 @@ def _tell(path: Path, about: dict[str, Any], engine: Engine) -> None:
             "%s was written for another cut of the batch (%s)%s the result is the same to rounding only",
             path, ", ".join(changed), more,
         )  # fmt: skip
+    here = machine()
+    other = [f"{key} {about['machine'].get(key)} -> {here[key]}" for key in here if about["machine"].get(key) != here[key]]
+    if other:
+        log.warning("%s was written elsewhere (%s): the result is the same to rounding only", path, ", ".join(other))
 
 
 def _choose(directory: Path, origin: str) -> Path | None:
     """The newest checkpoint that is of this origin and undamaged. A load that fails half-way would leave its weights behind."""
     for path in reversed(complete(directory)):
-        try:
-            about: dict[str, Any] = read_json(path / "checkpoint.json", step=int, ranks=int, files=dict)
-        except (OSError, ValueError):
-            about = {}
-        if about.get("origin", origin) != origin:
-            log.warning("%s comes from other code or settings: not resumed from", path)
-        elif damaged := _damaged(path, about.get("files")):
+        about = _record(path)
+        if about is None:
+            log.warning("%s is damaged (%s): trying the one before", path, _RECORD)
+        elif about["origin"] != origin:
+            log.warning("%s comes from other code, settings, data or weights: not resumed from", path)
+        elif damaged := _damaged(path, about["files"]):
             log.warning("%s is damaged (%s): trying the one before", path, damaged)
         else:
             return path
     return None
 
 
-def _damaged(checkpoint: Path, files: dict[str, str] | None) -> str | None:
+def _record(checkpoint: Path) -> dict[str, Any] | None:
+    """Content of ``checkpoint.json``; None if it is not what was written for this directory."""
+    try:
+        about = read_json(checkpoint / _RECORD)
+        checksum = about.pop("checksum")
+        sound = about.keys() == _KEYS and digest(about) == checksum and checkpoint.name == f"step-{about['step']:08d}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return about if sound else None
+
+
+def _damaged(checkpoint: Path, files: dict[str, str]) -> str | None:
     """Name of the first file that is missing or not the one that was written; None if all are whole."""
-    if files is None:
-        return "checkpoint.json"
     whole = ((checkpoint / name).is_file() and sha256_of(checkpoint / name) == digest for name, digest in files.items())
     return next((name for name, good in zip(files, whole, strict=True) if not good), None)
 

@@ -18,6 +18,7 @@ from cmapkd.files import read_json, write_json
 
 FILE, RUNNING, STOPPED = "failures.json", "running.json", "stopped.json"
 SAME = 3
+JOB = "CMAPKD_JOB"  # SLURM's number of the job, as `cmapkd.jobs` passes it on
 MEMORY, DISK, FINITE, LOST, KILLED, ERROR = (
     "out of memory",
     "disk",
@@ -43,6 +44,7 @@ class Failures:
     def __init__(self, directory: Path, origin: str, label: str, attempt: int = 0) -> None:
         self.directory, self.origin, self.label, self.attempt = directory, origin, label, attempt
         self.fresh: dict[str, Any] | None = None  # how the attempt before this one failed
+        self.steps: int | None = None  # of the whole training
 
     def known(self) -> list[dict[str, Any]]:
         """Failures so far, oldest first."""
@@ -87,14 +89,19 @@ class Failures:
             "the last checkpoint is kept",
         )
 
-    def running(self, checkpoint: int) -> None:
-        """Mark that steps are being taken. On one rank."""
-        write_json(self.directory / RUNNING, self._about(0, checkpoint))
+    def running(self, checkpoint: int, steps: int | None = None) -> None:
+        """Mark that steps are being taken, of ``steps`` in all. On one rank."""
+        self.steps = steps
+        write_json(self.directory / RUNNING, {**self._about(0, checkpoint), **self._progress()})
 
     def stopped(self, step: int, reason: str) -> None:
         """Mark that the attempt ended as it should, with a checkpoint. On one rank."""
         (self.directory / RUNNING).unlink(missing_ok=True)
-        write_json(self.directory / STOPPED, {"origin": self.origin, "step": step, "reason": reason})
+        write_json(self.directory / STOPPED, {"origin": self.origin, "step": step, "reason": reason, **self._progress()})
+
+    def _progress(self) -> dict[str, Any]:
+        # For who submits the job again (`cmapkd.slurm.progress`).
+        return {"label": self.label, "steps": self.steps, "job": os.environ.get(JOB) or os.environ.get("SLURM_JOB_ID")}
 
     def report(self, rank: int, kind: str, reason: str, checkpoint: int) -> None:
         """Say that this rank has failed. A disk that cannot be written is told by the message alone."""

@@ -22,6 +22,8 @@ from cmapkd.training import failures
 from cmapkd.training.stopping import EXIT, SIGNALS, STARTED, start_of_job
 
 _PATIENCE = 600  # seconds for a checkpoint after a signal, before torchrun kills; a batch system may be less patient
+# Without an address, torchrun gives the ranks this machine's name, which need not resolve: they would wait for 300 seconds.
+ON_ONE_NODE = ("--standalone", "--local-addr=127.0.0.1")
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
@@ -34,7 +36,7 @@ def run_ranks(ranks: int, arguments: list[str], checkpoints: Path, oom_retries: 
         oom_retries: how often it is started again at once after running out of memory.
     """
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        sys.executable, "-m", "torch.distributed.run", *ON_ONE_NODE, f"--nproc-per-node={ranks}",
         "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", f"--shutdown-timeout={_PATIENCE}", "-m", "cmapkd",
     ]  # fmt: skip
     environment = {**os.environ, STARTED: start_of_job()}

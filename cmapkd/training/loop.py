@@ -34,7 +34,7 @@ from cmapkd.training.failures import Failures
 from cmapkd.training.locks import LostLock, StageLock
 from cmapkd.training.logs import TrainingLog
 from cmapkd.training.memory import Halvings
-from cmapkd.training.results import code_of, data_digests, finish, import_pretrained
+from cmapkd.training.results import code_of, data_digests, finish, import_pretrained, parents_files
 from cmapkd.training.retries import NotFinite, Retries
 from cmapkd.training.stages import RESULT, Prepared, derive_seed, prepare
 from cmapkd.training.stopping import Budget, Interrupted, Signals
@@ -56,6 +56,7 @@ class _Run:
     directory: Path
     options: TrainingConfig
     deepspeed: dict[str, Any]
+    rests_on: Mapping[str, Mapping[str, str]]  # digests of the files of the parents
     origin: str
     device: torch.device
     lock: StageLock
@@ -151,7 +152,13 @@ def _train(
     summary: dict[str, Any] = {"steps": 0}
     bad: dict[str, Any] = {}
     saved = directory / "checkpoints"
-    origin = digest({"code": code_of(stage.method), "settings": stage.settings, "data": data_digests(stage, results)})
+
+    def parents() -> dict[str, dict[str, str]]:
+        return parents_files(stage, results / "stages") if distributed.rank() == 0 else {}
+
+    rests_on = distributed.together(parents, "comparing the parents of the stage with their digests")[0]
+    data = data_digests(stage, results)
+    origin = digest({"code": code_of(stage.method), "settings": stage.settings, "data": data, "parents": rests_on})
     failures = Failures(saved, origin, stage.label, attempt)
     # The cut of the batch is no setting of the stage: it may be another one at each start.
     deepspeed = deepspeed_settings(options.deepspeed)
@@ -174,8 +181,9 @@ def _train(
     distributed.together(look_back, "looking at earlier failures")
     retries = Retries(saved, origin, options.nan_retries, stage.label)
     run = _Run(
-        stage, results, directory, options, deepspeed, origin, device, lock, failures, signals, budget, retries, halvings()
-    )
+        stage, results, directory, options, deepspeed, rests_on, origin, device, lock, failures, signals, budget, retries,
+        halvings(),
+    )  # fmt: skip
     prepared = _prepare(run)
     try:
         if stage.settings["method"].get("fit", True):  # a random pyramid is used as it was initialised
@@ -217,7 +225,7 @@ def _end(run: _Run, prepared: Prepared, started: Start, summary: dict[str, Any],
     if distributed.rank() == 0:
         run.lock.check()
         with writing(run.directory, f"the checkpoint of step {run.last_saved()} is whole"):
-            finish(run.stage, prepared, run.results, run.directory, started, summary, bad)
+            finish(run.stage, prepared, run.results, run.directory, started, summary, bad, run.rests_on)
 
 
 def _report(run: _Run, error: Exception) -> None:
@@ -273,7 +281,7 @@ def _steps(run: _Run, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any
         log.info("%s: resumed at step %d of %d", stage.label, start, steps)
     if distributed.rank() == 0:
         with writing(run.saved, f"the checkpoint of step {start} is whole"):
-            run.failures.running(start)
+            run.failures.running(start, steps)
     written = TrainingLog(run.directory, stage.label, steps, start, batch, options.log_every)
     loader = batches(
         stream,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ from cmapkd.data.shards import read_manifest
 from cmapkd.files import digest, sha256_of, write_json
 from cmapkd.fingerprint import training_code
 from cmapkd.models import towers, weights
-from cmapkd.models.formats import HF_WEIGHTS
-from cmapkd.models.weights import WEIGHTS
+from cmapkd.models.places import content_digests
+from cmapkd.models.weights import CONFIG, WEIGHTS
+from cmapkd.paths import names_path, resolve
 from cmapkd.plan import Stage
 from cmapkd.provenance import Start, collect
+from cmapkd.runs import stage_record
 from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Prepared, save_objective
+
+# The configuration has the preprocessing and the activation, which decide numbers as the weights do.
+MODEL_FILES = (f"{MODEL}/{WEIGHTS}", f"{MODEL}/{CONFIG}")
 
 
 def code_of(method: str) -> str:
@@ -29,14 +35,16 @@ def finish(
     started: Start,
     summary: dict[str, Any],
     bad: dict[str, Any],
+    rests_on: Mapping[str, Mapping[str, str]],
 ) -> None:
+    """Write a finished stage; ``rests_on`` has the digests of the files of its parents, by address."""
     settings = stage.settings
-    files = {}
+    names = [OBJECTIVE]
     if not prepared.module.objective.teacher_side:
         towers.save(prepared.module.model.model, settings["model"]["name"], directory / MODEL)
-        files[f"{MODEL}/{WEIGHTS}"] = sha256_of(directory / MODEL / WEIGHTS)
+        names = [*MODEL_FILES, OBJECTIVE]
     save_objective(prepared.module.objective, directory / OBJECTIVE)
-    files[OBJECTIVE] = sha256_of(directory / OBJECTIVE)
+    files = {name: sha256_of(directory / name) for name in names}
     write_json(
         directory / RESULT,
         {
@@ -44,6 +52,7 @@ def finish(
             "label": stage.label,
             "settings": settings,
             "parents": list(stage.parents),
+            "rests_on": rests_on,
             "code": code_of(stage.method),
             "files": files,
             "summary": summary,
@@ -57,40 +66,60 @@ def import_pretrained(stage: Stage, directory: Path, started: Start) -> None:
     """A pretrained model as a stage of its own, so that everything after it need not know where weights came from."""
     settings = stage.settings
     key = "teacher.pretrained" if stage.address.startswith("teacher-") else "student.init"
-    source = source_of(settings["model"]["name"], settings["init"], key)
-    model = towers.create(settings["model"]["name"], settings["model"]["config"], settings["init"], key)
+    init = str(resolve(settings["init"], key)) if names_path(settings["init"]) else settings["init"]
+    source = source_of(settings["model"]["name"], init, key)
+    name, stated = settings["model"]["name"], settings.get("preprocessing")
+    model = towers.create(name, settings["model"]["config"], init, key, stated)
     towers.save(model, settings["model"]["name"], directory / MODEL)
     from safetensors.torch import save_file
 
     save_file({}, directory / OBJECTIVE)
-    files = {name: sha256_of(directory / name) for name in (f"{MODEL}/{WEIGHTS}", OBJECTIVE)}
+    files = {name: sha256_of(directory / name) for name in (*MODEL_FILES, OBJECTIVE)}
     content = {
         "address": stage.address,
         "label": stage.label,
         "settings": settings,
         "parents": [],
+        "rests_on": {},
         "code": code_of("pretrained"),
         "source": source,
     }
     write_json(
         directory / RESULT,
-        {**content, "files": files, "summary": {"steps": 0}, "provenance": collect(started, config_digest=digest(settings))},
+        {
+            **content,
+            "files": files,
+            "summary": {"steps": 0},
+            "provenance": {**collect(started, config_digest=digest(settings)), "weights": source},
+        },
     )
 
 
-def source_of(name: str, init: str, key: str) -> dict[str, str]:
+def source_of(name: str, init: str, key: str) -> dict[str, Any]:
     """The file that pretrained weights come from, fetched if it is not here, with its digest.
+
+    Returns:
+        ``file`` and ``sha256`` of the weights; of a path also ``files``, the digests of all that decides what they are.
 
     Raises:
         UserError: it is not here and cannot be fetched, or there is no such file.
     """
-    weights.check_init(name, init, key)
-    path = Path(init)
-    if not path.exists():
-        path = weights.fetch(name, init, key)
-    names = (WEIGHTS, *HF_WEIGHTS) if path.is_dir() else ()
-    file = next((path / name for name in names if (path / name).is_file()), path)
-    return {"file": file.name, "sha256": sha256_of(file)}
+    path = weights.locate(name, init, key)
+    if path is None:
+        file = weights.fetch(name, init, key)
+        return {"file": file.name, "sha256": sha256_of(file)}
+    files = content_digests(path, key)
+    first = next(iter(files))
+    return {"file": first, "sha256": files[first], "files": files, "digest": digest(files)}
+
+
+def parents_files(stage: Stage, stages: Path) -> dict[str, dict[str, str]]:
+    """Digests of the files of a stage's parents, by address; the files are compared with them.
+
+    Raises:
+        UserError: a parent is not finished, or one of its files is another one than it wrote.
+    """
+    return {parent: stage_record(stages / parent)["files"] for parent in stage.parents}
 
 
 def data_digests(stage: Stage, results: Path) -> dict[str, str]:

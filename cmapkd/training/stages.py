@@ -211,7 +211,8 @@ def prepare(settings: Mapping[str, Any], stages: Path) -> Prepared:
     parent = stages / settings["parent"] if settings["parent"] else None
     with seeded(derive_seed(seed, "model")):
         init = "random" if parent else settings["init"]
-        raw = towers.create(architecture["name"], architecture["config"], init, key="student.init")
+        stated = settings.get("preprocessing")
+        raw = towers.create(architecture["name"], architecture["config"], init, key="student.init", preprocessing=stated)
     if parent:
         towers.load_weights(raw, parent / MODEL)
     model = towers.Tapped(raw)

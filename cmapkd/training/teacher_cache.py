@@ -11,6 +11,7 @@ A shard's file is written when all of it is known, so an interrupted cache goes 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from cmapkd.data.split import CorruptSample, Split
 from cmapkd.data.stream import Stream
 from cmapkd.data.taught import MAPS, SCALE, file_of, quantise
 from cmapkd.data.transforms import TrainTransform
-from cmapkd.files import atomic_path, digest, read_json, sha256_of, write_json
+from cmapkd.files import atomic_path, digest, sha256_of, write_atomic, write_json
 from cmapkd.fingerprint import training_code
 from cmapkd.models import towers
 from cmapkd.plan import Stage
 from cmapkd.provenance import Start, collect
 from cmapkd.training import distributed
+from cmapkd.training.failures import Failures
+from cmapkd.training.results import parents_files
 from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Teacher, load_prompts, load_pyramid
 from cmapkd.training.stopping import Interrupted, Signals
 from cmapkd.training.storage import writing
@@ -50,7 +53,7 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
     settings, stages = stage.settings, results / "stages"
     directory = stages / stage.address
     teacher, stream = _teacher(settings, stages, device), _stream(settings, results)
-    rests_on = {parent: read_json(stages / parent / RESULT, files=dict)["files"] for parent in stage.parents}
+    rests_on = parents_files(stage, stages)
     data = {split.name.partition("/")[0]: split.digest for split in stream.splits}
     origin = digest({"code": training_code(stage.method), "settings": settings, "data": data, "teacher": rests_on})
     shards, first = [], 0
@@ -61,11 +64,17 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
     for turn, (file, samples) in enumerate(shards):
         if turn % distributed.world_size() != distributed.rank() or _whole(directory / file, origin):
             continue
-        arrays = _shard(stream, samples, teacher, settings, device, signals)
+        try:
+            arrays = _shard(stream, samples, teacher, settings, device, signals)
+        except Interrupted as stop:
+            Failures(directory / "checkpoints", origin, stage.label).stopped(turn, str(stop))
+            raise
         with writing(directory / file, "shards before it are whole"):
             (directory / file).parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(directory / file) as temporary:
                 save_file(arrays, temporary, metadata={"origin": origin})
+                sha256 = sha256_of(temporary)
+            write_atomic(_checksum(directory / file), f"{sha256}\n")
         log.info("%s: shard %d of %d", stage.label, turn + 1, len(shards))
     distributed.together(lambda: None, "keeping what the teacher says")
     distributed.barrier("the result is written")
@@ -77,7 +86,7 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
         "settings": settings,
         "parents": list(stage.parents),
         "code": training_code(stage.method),
-        "files": {file: sha256_of(directory / file) for file, _ in shards},
+        "files": {file: _checksum(directory / file).read_text().strip() for file, _ in shards},
         "bytes": {file: (directory / file).stat().st_size for file, _ in shards},
         "rests_on": rests_on,
         "data": data,
@@ -85,6 +94,7 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
         "bad_samples": stream.bad.report(),
         "provenance": collect(started, config_digest=digest(settings), data_digests=data),
     }
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     write_json(directory / RESULT, content)
 
 
@@ -106,7 +116,9 @@ def _preprocess(settings: Mapping[str, Any], stages: Path) -> Any:
     if settings.get("student"):
         return towers.preprocess_of(towers.load(stages / settings["student"] / MODEL))
     model = settings["model"]
-    return towers.preprocess_of(towers.create(model["name"], model["config"], settings["init"], key="student.init"))
+    stated = settings.get("preprocessing")
+    made = towers.create(model["name"], model["config"], settings["init"], key="student.init", preprocessing=stated)
+    return towers.preprocess_of(made)
 
 
 def _stream(settings: Mapping[str, Any], results: Path) -> Stream:
@@ -128,9 +140,14 @@ def _stream(settings: Mapping[str, Any], results: Path) -> Stream:
     )
 
 
+def _checksum(path: Path) -> Path:
+    """The file that has the SHA-256 of a shard's file, written after it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
 def _whole(path: Path, origin: str) -> bool:
-    """Whether a shard's file is there, complete and of this origin."""
-    if not path.is_file():
+    """Whether a shard's file is there, of this origin and what was written."""
+    if not path.is_file() or not _checksum(path).is_file() or _checksum(path).read_text().strip() != sha256_of(path):
         return False
     try:
         with safe_open(path, framework="np") as file:  # refuses a file that is too short for its header

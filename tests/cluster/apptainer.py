@@ -148,14 +148,16 @@ def build(out: Path, wheels: Path | None = None) -> None:
 
 
 def fetch_wheels(folder: Path) -> Path | None:
-    """Wheels of the lock for the image's Python, by this machine's pip and index; None where this Python is another one."""
+    """Files of the lock for the image's Python, by this machine's pip and index; None where this Python is another one.
+
+    They have the hashes of the lock, so what publishes no wheel is a source distribution, which the image's build builds.
+    """
     if sys.version_info[:2] != (3, 11):
         return None
-    lines = [line for line in (REPOSITORY / "requirements.lock").read_text().splitlines() if "==" in line]
-    late = [line for line in lines if line.startswith("deepspeed==")]  # its build looks for torch
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder)]
-    _run(*pip, *(line for line in lines if line not in late))
-    _run(*pip, "--no-build-isolation", *late, environment={"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"})
+    # Of source distributions pip reads the metadata, for which DeepSpeed's looks for torch.
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "--no-build-isolation"]
+    lock = ["-d", str(folder), "-r", str(REPOSITORY / "requirements.lock")]
+    _run(*command, *lock, environment={"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"})
     return folder
 
 

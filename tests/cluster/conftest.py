@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ..pipeline.conftest import REPOSITORY, Checkout, copy_repository
+from ..pipeline.conftest import ELSEWHERE, REPOSITORY, Checkout, copy_repository
 from . import apptainer
 from .slurm import Cluster, Unavailable
 
@@ -60,7 +60,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """What a user's checkout holds, with the profile as it comes."""
-    return cluster_checkout(tmp_path_factory.mktemp("cluster"))
+    return cluster_checkout(tmp_path_factory.mktemp("cluster") / ELSEWHERE)
 
 
 def cluster_checkout(target: Path) -> Checkout:
@@ -135,7 +135,7 @@ def image(image_or_reason: Path | str) -> Path:
 @pytest.fixture(scope="session")
 def prepared(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout with the profile that `cmapkd site` wrote for this cluster."""
-    made = cluster_checkout(tmp_path_factory.mktemp("prepared"))
+    made = cluster_checkout(tmp_path_factory.mktemp("prepared") / ELSEWHERE)
     made.run(sys.executable, "-m", "cmapkd", "site")
     return made
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,88 @@ def test_many_ranks_take_several_nodes(checkout: Checkout, many_ranks: Path) -> 
         assert job["mpi"] == "srun"
         assert job["container"] is None
     assert {job["asks"] for job in jobs if job["rule"] == "evaluate" and job["attempt"] == 1} == {SMALL["evaluate", 1]}
+
+
+def edited(checkout: Checkout, tmp_path: Path, **changes: Any) -> list[str]:
+    """Options of a run with a profile that a user has edited."""
+    profile = yaml.safe_load((checkout.root / "slurm/profile.yaml").read_text())
+    for key, value in changes.items():
+        for name, entry in value.items():
+            own = profile[key.replace("_", "-")]
+            own[name] = {**own[name], **entry} if isinstance(entry, dict) else entry
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited/profile.yaml").write_text(yaml.safe_dump(profile))
+    return ["--profile", str(tmp_path / "edited"), *SUBMITTING[2:]]
+
+
+@pytest.mark.parametrize(("request_", "own"), [("--gpus-per-node={n}", "--gpus-per-node=1 "), ("gres=gpu:{n}", "")])
+def test_options_of_the_user_are_joined_with_those_of_a_training(
+    checkout: Checkout, tmp_path: Path, request_: str, own: str
+) -> None:
+    rules = {"train": {"slurm_extra": "'--exclusive'"}, "evaluate": {"slurm_extra": "'--exclusive'"}}
+    options = edited(checkout, tmp_path, default_resources={"gpu_request": request_}, set_resources=rules)
+    told = sbatch_lines(checkout, *options, "--cores", "999").stdout
+    jobs = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    asked = {(job["rule"], job["attempt"]): job["sbatch"].partition("-cpus-per-task=")[2].partition(" ")[2] for job in jobs}
+    gres = "" if own else " --gres=gpu:1"
+    for attempt in (1, 2):
+        assert asked["train", attempt] == f"{own}--signal=USR1@120 --exclusive{gres}"
+        assert asked["teacher", attempt] == f"{own}--signal=USR1@120{gres}"
+        assert asked["evaluate", attempt] == f"{own}--exclusive{gres}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"default_resources": {"gpu_request": "--gpus={n}"}}, "use '--gpus-per-node={n}'"),
+        ({"set_resources": {"train": {"slurm_extra": "'--signal=TERM@60'"}}}, "set-resources: train: slurm_extra"),
+        ({"set_resources": {"evaluate": {"slurm_extra": "'--gres=gpu:1'"}}}, "set-resources: evaluate: slurm_extra"),
+    ],
+)
+def test_what_the_executor_would_refuse_is_refused_at_the_start(
+    checkout: Checkout, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    done = checkout.run("snakemake", *edited(checkout, tmp_path, **changes), "--dry-run", check=False)
+    told = done.stdout + done.stderr
+    assert done.returncode
+    assert words in told
+    assert "Traceback" not in told
+
+
+@pytest.fixture
+def sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that answers as a site with one partition of four hours does."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "sinfo"
+    program.write_text("#!/bin/sh\ncase \"$*\" in *%P*%l) echo 'gpu*|4:00:00';; *) exit 1;; esac\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_partition_that_is_gone_and_a_time_beyond_the_limit(checkout: Checkout, tmp_path: Path, sinfo: None) -> None:
+    gone = edited(checkout, tmp_path, set_resources={"train": {"slurm_partition": "gpus"}})
+    done = checkout.run("snakemake", *gone, "--dry-run", check=False)
+    assert done.returncode
+    assert "set-resources: train: slurm_partition = 'gpus': is not a partition of this SLURM" in done.stdout + done.stderr
+    assert "did you mean 'gpu'?" in done.stdout + done.stderr
+    (tmp_path / "edited/profile.yaml").unlink()
+    (tmp_path / "edited").rmdir()
+    long = edited(checkout, tmp_path, set_resources={"train": {"slurm_partition": "gpu"}})
+    noted = checkout.run("snakemake", *long, "--dry-run").stderr
+    assert "set-resources: train: runtime is 1440 minutes, and partition gpu ends jobs after 240" in noted
+
+
+def test_a_profile_of_an_older_version_is_named_with_the_command_that_renews_it(checkout: Checkout) -> None:
+    written = checkout.root / "workflow/profiles/slurm/profile.v9+.yaml"
+    shipped = written.with_name("profile.yaml")
+    try:
+        written.write_text("# profile.yaml: sha256 0\n" + shipped.read_text())
+        assert "`cmapkd site --renew`" in checkout.run("snakemake", *SUBMITTING, "--dry-run").stderr
+        checkout.run(sys.executable, "-m", "cmapkd", "site", "--renew")
+        assert "--renew" not in checkout.run("snakemake", *SUBMITTING, "--dry-run").stderr
+    finally:
+        written.unlink()
 
 
 # What config/paper.yaml, which the profile names, asks for: 107 trainings of 8 ranks on two nodes of 4 GPUs, 49 evaluations.

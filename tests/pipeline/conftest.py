@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+ELSEWHERE = "Größe 1"  # a folder with a blank and a letter that is not ASCII
 CANARY = "hush-this-is-a-secret-4711"  # in the environment of every command; it may be in nothing that they leave
 SECRETS = ("HF_TOKEN", "NPM_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN")
 # Results of the finished experiment, once there are any in this session: other tests compare with them.
@@ -71,13 +72,15 @@ def copy_repository(target: Path) -> Checkout:
     """What a user's checkout holds, without its environment and results."""
     for part in ("cmapkd", "workflow", "config", "paper"):
         shutil.copytree(REPOSITORY / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
+    # Facts of the maker's site, which git ignores.
+    (target / "workflow/profiles/slurm/profile.v9+.yaml").unlink(missing_ok=True)
     return Checkout(target)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The smoke experiment, complete. Tests that edit the copy must use ``edit``, which undoes it."""
-    checkout = copy_repository(tmp_path_factory.mktemp("checkout"))
+    checkout = copy_repository(tmp_path_factory.mktemp("checkout") / ELSEWHERE)
     checkout.snakemake()
     FINISHED.append(checkout.home)
     return checkout

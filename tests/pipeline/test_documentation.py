@@ -34,6 +34,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_no_page_names_a_folder_of_the_machine(site: Path) -> None:
+    pages = [path for path in site.rglob("*") if path.suffix in (".html", ".json", ".xml")]
+    assert len(pages) > 50
+    assert [str(path) for path in pages if str(REPOSITORY).encode() in path.read_bytes()] == []
+
+
 @pytest.fixture(scope="module")
 def browser(site: Path) -> Iterator[Browser]:
     program = find_browser()

@@ -159,6 +159,17 @@ def test_effective_configuration_is_kept_with_the_results(finished: Checkout) ->
     assert kept == load_experiment(finished.root / "config/smoke.yaml")
 
 
+def test_results_name_no_folder_of_the_machine(finished: Checkout, tmp_path: Path) -> None:
+    """What is written into results, and what is kept of them in a repository, is as useful on another machine."""
+    finished.cmapkd("paper", "keep", str(tmp_path / "kept"))
+    home, environment = str(Path.home()), sys.prefix
+    folders = {str(finished.root), environment, *([home] if len(Path(home).parts) > 2 else [])}
+    texts = [path for folder in (finished.home, tmp_path / "kept") for path in folder.rglob("*") if path.is_file()]
+    assert len(texts) > 100
+    found = {str(path): name for path in texts for name in folders if name.encode() in path.read_bytes()}
+    assert found == {}
+
+
 def test_a_teacher_from_a_checkpoint_on_disk(finished: Checkout, tmp_path: Path) -> None:
     """`pretrained: <folder>` instead of `train`: what distils from it is planned behind it and reads its weights."""
     folder = finished.home / "runs/Teacher/0/student"

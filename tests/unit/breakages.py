@@ -8,7 +8,7 @@ from pathlib import Path
 
 from synthetic_results import Tree, edit_json, edit_yaml
 
-from cmapkd.files import read_json
+from cmapkd.files import read_json, sha256_of
 
 
 def _replace(path: Path, old: str, new: str) -> None:
@@ -137,6 +137,26 @@ def trained_again(tree: Tree) -> tuple[Path, str]:
     return tree.metric_file("KD"), "was measured on another training of"
 
 
+def teacher_trained_again(tree: Tree) -> tuple[Path, str]:
+    """The teacher, its run and its metrics agree with each other; the students were taught by the one before."""
+    directory = tree.stage("Teacher").parent
+    weights = directory / "model/open_clip_model.safetensors"
+    weights.write_bytes(b"other weights")
+    edit_json(directory / "stage.json", lambda content: content["files"].update({f"model/{weights.name}": sha256_of(weights)}))
+    run = tree.home / "runs/Teacher/0"
+    (run / "student" / weights.name).write_bytes(b"other weights")
+    edit_json(
+        run / "run.json", lambda content: content["stages"][0]["files"].update({f"model/{weights.name}": sha256_of(weights)})
+    )
+    return tree.stage("KD"), "was trained on other files than are there now of"
+
+
+def preprocessing(tree: Tree) -> tuple[Path, str]:
+    path = tree.stage("KD").parent / "model/open_clip_config.json"
+    path.write_text(path.read_text() + " ")
+    return path, "stage.json"
+
+
 def shard(tree: Tree) -> tuple[Path, str]:
     path = tree.home / "data" / "emoji_scenes" / "train" / "000000.tar"
     raw = bytearray(path.read_bytes())
@@ -178,6 +198,7 @@ def other_schedule(tree: Tree) -> tuple[Path, str]:
 BREAKAGES: list[Callable[[Tree], tuple[Path, str]]] = [
     metric_value, truncated_arrays, missing_metrics, table_value, table_text, printed_number, macro, document,
     no_parents, lost_cell, two_data, trained_on_other_data, two_codes, two_evaluations, missing_stage,
-    missing_teacher_pyramid, settings, weights, student, trained_again, shard, classes, stranger, double,
+    missing_teacher_pyramid, settings, weights, student, trained_again, teacher_trained_again,
+    preprocessing, shard, classes, stranger, double,
     other_evaluation, other_schedule,
 ]  # fmt: skip

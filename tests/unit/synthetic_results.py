@@ -124,7 +124,7 @@ def _provenance(**changes: Any) -> dict[str, Any]:
 
 def _write_stage(directory: Path, stage: Any, code: str, data: str) -> None:
     files = {}
-    for name in ("model/open_clip_model.safetensors", "objective.safetensors"):
+    for name in ("model/open_clip_model.safetensors", "model/open_clip_config.json", "objective.safetensors"):
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(f"{stage.address} {name}".encode())
@@ -134,6 +134,9 @@ def _write_stage(directory: Path, stage: Any, code: str, data: str) -> None:
         "label": stage.label,
         "settings": stage.settings,
         "parents": list(stage.parents),
+        "rests_on": {
+            parent: json.loads((directory.parent / parent / "stage.json").read_text())["files"] for parent in stage.parents
+        },
         "code": code,
         "files": files,
         "summary": {},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from tiny_experiment import same
 from torch import Tensor
 
+from cmapkd import provenance
 from cmapkd.training import checkpoints
 from cmapkd.training.engine import Engine
 
@@ -85,7 +88,7 @@ def test_a_checkpoint_of_other_origin_is_ignored(saved: tuple[Path, Any], caplog
     fresh = engine(seed=40)
     before = weights(fresh)
     assert checkpoints.resume(fresh, directory, "edited") == 0
-    assert same(weights(fresh), before) and "other code or settings" in caplog.text
+    assert same(weights(fresh), before) and "comes from other code, settings, data or weights" in caplog.text
 
 
 def test_new_checkpoints_are_not_pushed_out_by_older_ones_that_are_further_ahead(saved: tuple[Path, Any]) -> None:
@@ -102,15 +105,32 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+FORMS = ('{"step": 3, "origin": "origin", "files": {}}', "", "[]", "null", "1", "{}", '"text"', '{"checksum": 1}', "[" * 99_999)
 DAMAGE = {
     "a flipped bit": ("rank-00000.safetensors", _flip),
     "cut short": ("rank-00000.safetensors", _cut),
     "gone": ("rank-00000.safetensors", Path.unlink),
     "description cut short": ("checkpoint.json", lambda path: path.write_text(path.read_text()[:40])),
+    "description of another step": ("checkpoint.json", lambda path: _replace(path, '"step": 3', '"step": 2')),
+    "description of another origin": (
+        "checkpoint.json",
+        lambda path: _replace(path, '"origin": "origin"', '"origin": "origim"'),
+    ),
+    "description without files": (
+        "checkpoint.json",
+        lambda path: path.write_text('{"step": 3, "origin": "origin", "files": {}}'),
+    ),
+    **{f"description {text[:9]}": ("checkpoint.json", partial(Path.write_text, data=text)) for text in FORMS},
 }
 
 
@@ -124,6 +144,29 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     fresh = engine(seed=40)
     assert checkpoints.resume(fresh, directory, "origin") == 2
     assert same(weights(fresh), at[2]) and "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_flipped_bit_of_the_description_is_accepted(seed: int, saved: tuple[Path, Any]) -> None:
+    directory, _ = saved
+    path = directory / "step-00000003/checkpoint.json"
+    content, choice = path.read_bytes(), random.Random(seed)
+    written = checkpoints._record(path.parent)
+    assert written is not None
+    for place in choice.sample(range(len(content)), 60):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << choice.randrange(8)
+        path.write_bytes(flipped)
+        assert checkpoints._record(path.parent) in (None, written)  # a blank may have become a tab
+
+
+def test_what_changes_a_result_by_rounding_is_told_on_resuming(
+    saved: tuple[Path, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = saved
+    monkeypatch.setattr(checkpoints, "machine", lambda: {**provenance.machine(), "threads": 77, "processor": "another"})
+    assert checkpoints.resume(engine(seed=40), directory, "origin") == 3
+    assert "threads" in caplog.text and "-> 77" in caplog.text and "-> another" in caplog.text
 
 
 def test_with_all_checkpoints_damaged_nothing_of_them_is_left_in_the_weights(saved: tuple[Path, Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap, norm
+from scipy.stats import bootstrap, norm, ttest_1samp
 from synthetic_results import Tree, edit_json, experiment_of, write_run_metrics, write_tree
 from typer.testing import CliRunner
 
@@ -191,7 +191,7 @@ def test_names_of_sides(tree: Tree) -> None:
     for name, reason, fix in (
         ("KDD", "is not a run of smoke", "did you mean 'KD'"),
         ("smoke:KDD", "is not a run of smoke", "did you mean 'KD'"),
-        ("nothing:KD", "has no results here", "experiment.yaml"),
+        ("nothing:KD", "has no results here", str(tree.home)),
     ):
         with pytest.raises(UserError, match=reason) as caught:
             side(name)
@@ -264,7 +264,7 @@ def _parts(scores: np.ndarray, queries: np.ndarray | None = None) -> dict[str, l
 def test_the_interval_is_scipys_and_nearly_the_normal_one() -> None:
     generator = np.random.default_rng(3)
     first, second = (generator.random(400) < 0.6).astype(float), (generator.random(400) < 0.5).astype(float)
-    made = paired.differences(_parts(first), _parts(second))["m"]
+    made = paired.differences([_parts(first)], [_parts(second)])["m"]
     gains = 100 * (first - second)
     other = bootstrap((gains,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1))
     assert made.difference == pytest.approx(gains.mean())
@@ -279,7 +279,7 @@ def test_coverage_of_the_interval() -> None:
     generator = np.random.default_rng(5)
     inside = 0
     for _ in range(200):
-        made = paired.differences(_parts(generator.random(80) < 0.7), _parts(generator.random(80) < 0.5), repeats=400)["m"]
+        made = paired.differences(*([_parts(generator.random(80) < p)] for p in (0.7, 0.5)), repeats=400)["m"]
         inside += made.low <= 20 <= made.high
     assert 0.89 <= inside / 200 <= 0.99
 
@@ -294,8 +294,8 @@ def test_questions_of_one_picture_are_drawn_together() -> None:
         paired.parts_of("vqa", {"accuracy": np.repeat(s, 10).astype(float), "type": types, "image": image})
         for s in (first, second)
     ]
-    clustered = paired.differences(*made)["overall"]
-    single = paired.differences(_parts(first), _parts(second))["m"]
+    clustered = paired.differences(*([parts] for parts in made))["overall"]
+    single = paired.differences([_parts(first)], [_parts(second)])["m"]
     assert clustered.high - clustered.low == pytest.approx(single.high - single.low, rel=1e-6)
 
 
@@ -311,7 +311,7 @@ def test_mean_recall_is_the_mean_of_six_recalls() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
 def test_properties_of_an_interval(hits: list[tuple[bool, bool]]) -> None:
     first, second = (np.array(side) for side in zip(*hits, strict=True))
-    made = paired.differences(_parts(first), _parts(second), repeats=200)["m"]
+    made = paired.differences([_parts(first)], [_parts(second)], repeats=200)["m"]
     assert -100 <= made.low <= made.high <= 100
     assert 0 < made.p <= 1
     assert made.difference == pytest.approx(100 * (first.mean() - second.mean()))
@@ -325,4 +325,18 @@ def test_seeds_are_averaged_for_each_picture() -> None:
     with pytest.raises(ValueError, match="not asked the same queries"):
         paired.average([seeds[0], _parts(np.ones(3), np.array([1, 2, 1]))])
     with pytest.raises(ValueError, match="not asked the same queries"):
-        paired.differences(seeds[0], _parts(np.ones(3), np.array([1, 2, 1])))
+        paired.differences([seeds[0]], [_parts(np.ones(3), np.array([1, 2, 1]))])
+
+
+def test_the_spread_of_seeds_is_in_the_interval_where_both_runs_have_the_same_ones() -> None:
+    """Two runs whose seeds differ by whole points: the images alone say that the difference is one, the seeds do not."""
+    shares = {"first": (0.30, 0.50, 0.40), "second": (0.42, 0.30, 0.38)}
+    ours, theirs = ([_parts(np.arange(5000) < 5000 * share) for share in shares[side]] for side in ("first", "second"))
+    images = paired.differences(ours, theirs)["m"]
+    both = paired.differences(ours, theirs, seeds=True)["m"]
+    gains = 100 * (np.array(shares["first"]) - np.array(shares["second"]))
+    assert images.difference == pytest.approx(both.difference) == pytest.approx(gains.mean())
+    expected = ttest_1samp(gains, 0)
+    assert images.p < 0.001 < 0.3 < both.p == pytest.approx(expected.pvalue, abs=0.05)
+    interval = expected.confidence_interval(0.95)
+    assert (both.low, both.high) == pytest.approx((interval.low, interval.high), rel=0.1)

@@ -214,7 +214,7 @@ def test_a_file_that_is_no_experiment_is_explained(tmp_path: Path, text: str, wo
 
 
 def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.yaml: cannot be read \(No such file or directory\)\n  fix: name an existing"):
+    with pytest.raises(UserError, match=r"x\.yaml: cannot be read \(No such file or directory\)\n  fix: name one of"):
         load_experiment(tmp_path / "x.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(UserError, match="is not valid YAML"):

@@ -107,14 +107,17 @@ def test_mistakes_are_told(content: dict[str, Any], words: str, tmp_path: Path) 
     assert words in refused(write(tmp_path, a=content, b=experiment(), circle=circle))
 
 
-def test_folders_of_data_sets_are_below_data_root() -> None:
+def test_folders_of_data_sets_are_below_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMAPKD_HOME", "/home/me")
     roots = {"a": "coco", "b": "/x/coco", "c": "~/coco", "d": "$HOME/coco", "e": None}
     content = experiment(data_root="/data/", evaluation={})
     content["datasets"] |= {name: {"source": "coco_captions", "root": root} for name, root in roots.items()}
     content["datasets"]["q"] = {"source": "vqav2", "root": "vqa", "images": "coco"}
     read: Any = parse_experiment(content)
     found = {name: read.datasets[name].root for name in roots}
-    assert found == {"a": "/data/coco", "b": "/x/coco", "c": "~/coco", "d": "$HOME/coco", "e": None}
+    assert found == {"a": "/data/coco", "b": "/x/coco", "c": "/home/me/coco", "d": "/home/me/coco", "e": None}
+    written = {name: read.model_dump()["datasets"][name]["root"] for name in roots}
+    assert written == {"a": "/data/coco", "b": "/x/coco", "c": "~/coco", "d": "$HOME/coco", "e": None}
     assert (read.datasets["q"].root, read.datasets["q"].images) == ("/data/vqa", "/data/coco")
     assert parse_experiment(read.model_dump(mode="json")) == read
     content["data_root"] = "elsewhere"

@@ -126,7 +126,7 @@ def test_hugging_faces_model_gives_the_same_embeddings(tmp_path: Path) -> None:
 
 def test_another_activation_is_refused(tmp_path: Path) -> None:
     hugging_face(tmp_path / "hf", "gelu")
-    with pytest.raises(UserError, match="its text_config says 'gelu', the model has quick_gelu"):
+    with pytest.raises(UserError, match="were trained with gelu, tiny-formats has quick_gelu"):
         towers.create("tiny-formats", CONFIG, str(tmp_path / "hf"))
     with pytest.raises(UserError, match="trained with QuickGELU") as caught:
         weights.check_init("ViT-L-14", "openai", "teacher.pretrained")
@@ -164,8 +164,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(torch_saves: bool
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (lambda path: path.write_bytes(b"PK\x03\x04 cut off"), "cannot be read|holds more than weights"),
-        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 cut off"), "is cut off: a zip archive"),
+        (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: torch.save([1, 2], path), "holds no state dictionary"),
         (lambda path: torch.save({"a": 1}, path), "holds no state dictionary"),
         (lambda path: torch.save({"a": torch.ones(1)}, path), "missing, e.g. .*1 left over, e.g. a"),

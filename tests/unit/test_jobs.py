@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cmapkd.cluster import Layout, Site, training_resources
-from cmapkd.jobs import exclusion, failed_nodes, variables
+from cmapkd.jobs import exclusion, failed_nodes, option, rename_logs, variables
 from cmapkd.launch import launch_command
 from cmapkd.workflow import job_prefix
 
@@ -35,7 +35,7 @@ def test_a_job_tells_its_limit_as_slurm_has_it(monkeypatch: pytest.MonkeyPatch) 
         time.tzset()
     # 2026-03-01T10:00:00 UTC: 20513 days after the epoch, and ten hours.
     assert float(found.pop("CMAPKD_STARTED")) == 20513 * 86400 + 36000
-    assert found == {"CMAPKD_TIME_LIMIT": "90", "CMAPKD_ATTEMPT": "2", "CMAPKD_NODE": "n2"}
+    assert found == {"CMAPKD_TIME_LIMIT": "90", "CMAPKD_ATTEMPT": "2", "CMAPKD_NODE": "n2", "CMAPKD_JOB": "7"}
 
 
 def test_a_job_that_slurm_put_back_is_no_start_by_hand() -> None:
@@ -46,7 +46,7 @@ def test_a_job_that_slurm_put_back_is_no_start_by_hand() -> None:
     "told", [None, "", "JobId=7 Restarts=0 TimeLimit=UNLIMITED StartTime=2026-03-01T10:00:00 EndTime=Unknown"]
 )
 def test_without_an_answer_or_a_limit_none_is_handed_on(told: str | None) -> None:
-    assert variables(1, INSIDE, lambda command: told) == {"CMAPKD_ATTEMPT": "1", "CMAPKD_NODE": "n2"}
+    assert variables(1, INSIDE, lambda command: told) == {"CMAPKD_ATTEMPT": "1", "CMAPKD_NODE": "n2", "CMAPKD_JOB": "7"}
 
 
 def test_outside_of_slurm_nothing_is_asked_or_said() -> None:
@@ -123,3 +123,22 @@ def test_the_shell_is_told_the_attempt_that_snakemake_was_given(monkeypatch: pyt
     assert told == "trap '' TERM USR1; export CMAPKD_ATTEMPT=2; export CMAPKD_NODE='a b'; "
     assert "CMAPKD_ATTEMPT=1;" in job_prefix(True, ["snakemake"])
     assert job_prefix(False, ["snakemake", "--attempt", "2"]) == ""
+
+
+def test_values_of_an_option_end_at_the_next_one() -> None:
+    words = ["snakemake", "--target-jobs", "train:stage=a", "train:stage=b", "--allowed-rules", "train"]
+    assert option("--target-jobs", words) == ["train:stage=a", "train:stage=b"]
+    assert option("--attempt", words) == []
+
+
+def test_logs_of_earlier_attempts_are_kept(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    for text in ("one", "two", "three"):
+        rename_logs([log, tmp_path / "missing.log"])
+        log.write_text(text)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a.log": "three", "a.attempt-1.log": "one", "a.attempt-2.log": "two",
+    }  # fmt: skip
+    log.write_text("")
+    rename_logs([log])
+    assert not (tmp_path / "a.attempt-3.log").exists(), "an empty log is not kept"

@@ -20,6 +20,8 @@ NOT_OURS = {
     "python",
     "pip",
     "scp",
+    "export",
+    "module",
     "apptainer",
 }  # other programs in examples
 
@@ -85,7 +87,9 @@ def messages(section: str) -> list[str]:
     return [match[1] for part in chosen for match in re.finditer(r"^### `+ ?(.+?) ?`+$", part, flags=re.MULTILINE)]
 
 
-OURS = ("Configuration", "Data", "Training", "Evaluation and paper")
+SETUP = "Set-up"
+OURS = ("Configuration", "Data", "Containers", "Training", "Evaluation and paper", "Waiting for SLURM")
+OURS += ("The profile of a cluster",)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,11 @@ def test_messages_are_still_told_by_the_code(message: str, our_texts: str) -> No
     assert fragments, "a heading of placeholders alone finds nothing"
     pattern = ".*".join(map(re.escape, (fragment.strip() for fragment in fragments)))
     assert re.search(pattern, our_texts), f"no text of the code is like {message!r}"
+
+
+@pytest.mark.parametrize("message", messages(SETUP))
+def test_messages_of_the_set_up_are_those_of_its_script(message: str) -> None:
+    assert message.strip(" …") in (ROOT / "scripts" / "setup-environment.sh").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("message", messages("Snakemake"))
@@ -115,5 +124,5 @@ def test_messages_of_snakemake_are_those_of_the_version_in_the_lock(message: str
 def test_every_message_has_a_cause_and_a_fix() -> None:
     text = TROUBLE.read_text(encoding="utf-8").partition("\n## SLURM")[0]
     entries = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
-    assert len(entries) == sum(len(messages(section)) for section in (*OURS, "Snakemake")) > 40
+    assert len(entries) == sum(len(messages(section)) for section in (SETUP, *OURS, "Snakemake")) > 40
     assert [entry.splitlines()[0] for entry in entries if not ("**Cause.**" in entry and "**Fix.**" in entry)] == []

@@ -30,7 +30,11 @@ BARE = (
     "/work",
 )  # fmt: skip
 # Made-up folders of examples and tests.
-EXAMPLES = ("/data/coco", "/data/vqa", "/home/guest", "/home/me", "/home/visitor", "/mnt/data", "/path/to", "/scratch/me")
+EXAMPLES = (
+    "/data/a", "/data/coco", "/data/me", "/data/photos", "/data/vqa", "/home/guest", "/home/me", "/home/somebody",
+    "/home/visitor", "/mnt/data", "/path/to", "/scratch/me", "/scratch/mea", "/scratch/menu", "/scratch/my",
+    "/scratch/results", "/usr/g",
+)  # fmt: skip
 
 
 def absolute_paths(text: str) -> list[str]:

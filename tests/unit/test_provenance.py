@@ -9,20 +9,28 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cmapkd import provenance
+
+IDENTITY = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+TRACKED = {
+    "cmapkd/provenance.py": "", "cmapkd/objectives/kd.py": "x = 1\n", "cmapkd/data/table.json": "{}\n",
+    "requirements.lock": "a==1\n", "README.md": "", "config/mine.yaml": "", "config/models/small.json": "{}\n",
+    "workflow/rules/x.smk": "", ".gitignore": "/workflow/profiles/slurm/profile.v9+.yaml\nresults/\n",
+}  # fmt: skip
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A git repository that tracks a package with a provenance.py."""
-    package = tmp_path / "code" / "cmapkd"
-    package.mkdir(parents=True)
-    (package / "provenance.py").write_text("")
-    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
-        subprocess.run(["git", "-C", str(package.parent), *arguments], check=True, capture_output=True)
-    return package
+    """The package of a git repository, in a folder with a space and a letter beyond ASCII."""
+    root = tmp_path / "some c\u00f6de"
+    for name, content in TRACKED.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    for arguments in (["init", "-q"], ["add", "."], [*IDENTITY, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True)
+    return root / "cmapkd"
 
 
 def test_commit_and_dirtiness_come_from_the_repository_of_the_code(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +41,56 @@ def test_commit_and_dirtiness_come_from_the_repository_of_the_code(repository: P
     assert provenance.code_version(repository) == (head, False)
     (repository / "new.py").write_text("x = 1\n")
     assert provenance.code_version(repository) == (head, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("cmapkd/objectives/kd.py", True),
+        ("cmapkd/objectives/ne\u00fc er.py", True),
+        ("cmapkd/new/module.py", True),
+        ("cmapkd/data/table.json", True),
+        ("requirements.lock", True),
+        ("cmapkd/notes.txt", False),
+        ("README.md", False),
+        ("config/mine.yaml", False),
+        ("config/my \u00e9xperiment.yaml", False),
+        ("config/models/small.json", False),  # its content is in the address of each stage
+        ("workflow/rules/x.smk", False),
+        ("workflow/profiles/slurm/profile.v9+.yaml", False),
+        ("results/smoke/metrics.json", False),
+        ("script.py", False),
+    ],
+)
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_changes_are_those_of_what_fingerprints_cover(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, file: str, expected: bool, locale: str
+) -> None:
+    monkeypatch.setenv("LC_ALL", locale)
+    path = repository.parent / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("changed = True\n")
+    assert provenance.code_version(repository)[1] is expected
+
+
+def test_removed_renamed_and_staged_modules_are_changes(repository: Path) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(repository.parent), *arguments], check=True, capture_output=True)
+
+    git("mv", "cmapkd/objectives/kd.py", "kd.py")
+    assert provenance.code_version(repository)[1] is True
+    git("reset", "-q", "--hard")
+    assert provenance.code_version(repository)[1] is False
+    (repository / "objectives/kd.py").unlink()
+    assert provenance.code_version(repository)[1] is True
+    git("reset", "-q", "--hard")
+    (repository / "objectives/kd.py").chmod(0o755)
+    assert provenance.code_version(repository)[1] is False, "the mode of a file is not code"
+    (repository.parent / "latest").symlink_to("results")
+    git("config", "status.showUntrackedFiles", "no")
+    assert provenance.code_version(repository)[1] is False
+    (repository / "new.py").write_text("")
+    assert provenance.code_version(repository)[1] is True
 
 
 def test_a_copy_that_the_surrounding_repository_does_not_track_is_not_described_by_it(
@@ -71,12 +129,13 @@ def test_collect_is_json_with_every_key(monkeypatch: pytest.MonkeyPatch) -> None
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {
         "commit", "dirty", "config_digest", "data_digests", "stages", "host", "started", "wall_seconds", "versions",
-        "image_digest", "command",
+        "machine", "image_digest", "command",
     }  # fmt: skip
     assert found["started"].endswith("+00:00")
     assert 0.02 <= found["wall_seconds"] < 10
     assert found["image_digest"] == "sha256:1234"
     assert {"python", "numpy"} <= set(found["versions"])
+    assert found["machine"]["threads"] == torch.get_num_threads() and found["machine"]["processor"]
 
 
 def test_versions_import_nothing() -> None:

@@ -312,7 +312,7 @@ def test_a_run_page_shows_what_was_configured_trained_and_measured(smoke: tuple[
     for word in (
         "CMAPKD, seed 0", "progressive", "mini-student", *plan.run("CMAPKD/0").stages, "c0ffeec0ffee with uncommitted changes",
         "again from step 4 with rates x 0.5", "2024-01-02 03:04:05", "da7a" * 16, "cmapkd evaluate CMAPKD 0", "temperature",
-        "--force --configfile config/smoke.yaml -- ", "retrieval/emoji_scenes/test_render/margin", "1000 × 4",
+        "--force --configfile config/smoke.yaml --config ", "retrieval/emoji_scenes/test_render/margin", "1000 × 4",
     ):  # fmt: skip
         assert word in document.words, word
     assert text.count("<svg") == 2
@@ -371,6 +371,14 @@ def test_of_a_long_log_the_end_is_shown(tmp_path: Path) -> None:
     assert "line 10\n" not in text
     assert f"The last {LONGEST:,} of" in text
     log.write_text("")
+    log.with_name(f"{log.stem}.attempt-1.log").write_text("the first one")
+    log.with_name(f"{log.stem}.attempt-10.log").write_text("the tenth one")
+    log.with_name(f"{log.stem}.attempt-2.log").write_text("the second one")
+    text = render_log_page("A job", log, None)
+    assert [text.index(f"the {which} one") for which in ("tenth", "second", "first")] == sorted(
+        text.index(f"the {which} one") for which in ("tenth", "second", "first")
+    )
+    assert "Attempt 10" in text
     assert "It printed nothing" in render_log_page("A job", log, tmp_path / "missing.jsonl")
 
 

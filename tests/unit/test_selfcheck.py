@@ -18,7 +18,10 @@ SLOW = ("imports", "distributed", "gpu")  # they import torch, which the image's
 
 
 def test_a_lock_is_read_as_pip_reads_it() -> None:
-    assert parse_lock("# a comment\nPyYAML==6.0.4\nruff==0.1 # why\n\nopen_clip_torch==3.3.0\n") == {
+    text = (
+        "# a comment\n--only-binary :all:\nPyYAML==6.0.4 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nruff==0.1 # why\n\n"
+    )
+    assert parse_lock(f"{text}open_clip_torch==3.3.0\n") == {
         "pyyaml": "6.0.4", "ruff": "0.1", "open-clip-torch": "3.3.0",
     }  # fmt: skip
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_experiment import OPTIONS, SAMPLES, assert_same_stage, at_step, experiment, stages_of, stream
 
 from cmapkd.data.stream import order
 from cmapkd.errors import UserError
-from cmapkd.files import read_json, sha256_of
+from cmapkd.files import read_json, sha256_of, write_json
 from cmapkd.models import towers
 from cmapkd.plan import Plan
 from cmapkd.training import checkpoints
@@ -114,6 +114,36 @@ def test_a_stage_that_was_killed_goes_on_from_its_last_checkpoint(
     train_stage(stage, results, OPTIONS)
     assert read_json(directory / RESULT)["summary"]["resumed_at"] == 3
     assert_same_stage(directory, uninterrupted)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_stage_does_not_go_on_under_another_teacher(
+    recorded: bool, base: tuple[Plan, Path], results: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trained again, the teacher is another start; with weights that its stage.json does not name nothing is trained."""
+    stage = stages_of(base[0])[0]
+    often = OPTIONS.model_copy(update={"checkpoint_minutes": 1e-9})
+
+    def die() -> None:
+        raise KeyError("killed")
+
+    at_step(4, die, monkeypatch)
+    with pytest.raises(KeyError, match="killed"):
+        train_stage(stage, results, often)
+    teacher = results / "stages" / stage.settings["teacher"]
+    weights = teacher / "model/open_clip_model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+    if not recorded:
+        with pytest.raises(UserError, match=f"{weights.name}.*not the file this stage wrote"):
+            train_stage(stage, results, OPTIONS)
+        return
+    record = read_json(teacher / RESULT)
+    record["files"]["model/open_clip_model.safetensors"] = sha256_of(weights)
+    write_json(teacher / RESULT, record)
+    train_stage(stage, results, OPTIONS)
+    made = read_json(results / "stages" / stage.address / RESULT)
+    assert made["summary"]["resumed_at"] == 0 and "other code, settings, data or weights" in caplog.text
+    assert made["rests_on"][teacher.name] == record["files"]
 
 
 def test_a_loss_that_is_not_finite_names_stage_step_and_samples_and_keeps_the_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import torch
 import yaml
 from config_examples import CONFIG
 from open_clip.factory import PreprocessCfg
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cmapkd import plan as planning
 from cmapkd.cli import app
 from cmapkd.config import load_experiment
+from cmapkd.config.training import TrainingConfig
 from cmapkd.errors import UserError
-from cmapkd.files import read_json, write_json
+from cmapkd.files import read_json, sha256_of, write_json
 from cmapkd.models import configs, towers, weights
 from cmapkd.plan import make_plan
+from cmapkd.training.loop import train_stage
 from cmapkd.training.stages import Teacher
 
 MINI = CONFIG / "mini.yaml"
@@ -62,6 +66,22 @@ def test_weights_that_exist_are_accepted_by_the_check(tmp_path: Path) -> None:
     }
     told = CliRunner().invoke(app, ["config", "check", str(mini(tmp_path, **changes))], catch_exceptions=False)
     assert told.exit_code == 0 and "fine" in told.output
+
+
+def test_a_stage_of_weights_finds_the_file_by_what_its_address_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings hold the path as configured; only where the stage runs it is one of this machine."""
+    user, results = tmp_path / "user", tmp_path / "results"
+    user.mkdir()
+    monkeypatch.setenv("CMAPKD_HOME", str(user))
+    config = read_json(CONFIG / "models/mini-student.json")
+    save_file(towers.create("mini-student", config, "random").state_dict(), user / "w.safetensors")
+    file = mini(tmp_path, student={"model": "mini-student", "init": "~/w.safetensors"})
+    stage = next(stage for stage in make_plan(load_experiment(file)).stages.values() if stage.method == "pretrained")
+    assert stage.settings["init"] == "~/w.safetensors"
+    train_stage(stage, results, TrainingConfig())
+    record = (results / "stages" / stage.address / "stage.json").read_text()
+    assert str(user) not in record
+    assert json.loads(record)["source"] == {"file": "w.safetensors", "sha256": sha256_of(user / "w.safetensors")}
 
 
 def test_a_directory_without_weights_is_no_start(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from cmapkd.config import load_experiment
 from cmapkd.plan import Plan, make_plan
 from cmapkd.site import Ask
+from cmapkd.slurm import waiting
 from cmapkd.status import Item, clock, own_processes, queue, status, tell
 
 SMOKE = Path(__file__).parents[2] / "config/smoke.yaml"
@@ -223,3 +224,19 @@ def test_clock(seconds: float, text: str) -> None:
 def test_it_imports_no_torch() -> None:
     code = "import sys, cmapkd.status, cmapkd.site, cmapkd.launch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_the_workflow_waits_for_is_told(plan: Plan, home: Path) -> None:
+    (home.parents[1] / ".snakemake").mkdir()
+    waiting.write(waiting.Waiting({"7": "train a", "8": "train b"}, ("train c",), "AssocMaxSubmitJobLimit"))
+
+    def asking(command: Sequence[str]) -> str | None:
+        return {"%i": "3\n4\n"}.get(command[command.index("-o") + 1], "")
+
+    lines = tell(status(plan, home.parent, asking, [])).splitlines()
+    assert any(line.startswith("SLURM knows none of the 2 jobs that the workflow waits for: 7, 8.") for line in lines)
+    assert "the workflow waits to submit 1 job: AssocMaxSubmitJobLimit" in lines
+    lines = tell(status(plan, home.parent, silent, [])).splitlines()
+    assert any(line.startswith("SLURM does not answer") for line in lines)
+    waiting.remove()
+    assert not any("SLURM" in line for line in tell(status(plan, home.parent, silent, [])).splitlines())

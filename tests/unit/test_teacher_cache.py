@@ -16,7 +16,7 @@ from config_examples import experiment as example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from cmapkd import plan as planning
@@ -25,7 +25,7 @@ from cmapkd.costs import estimate
 from cmapkd.data.stream import Stream, collate
 from cmapkd.data.taught import quantise, read_arrays, restored
 from cmapkd.errors import UserError
-from cmapkd.files import write_json
+from cmapkd.files import sha256_of, write_json
 from cmapkd.objectives.base import TeacherOutputs
 from cmapkd.plan import Plan, Stage, make_plan
 from cmapkd.training.loop import _stream, train_stage
@@ -165,11 +165,22 @@ def test_only_what_is_missing_is_made_again(made: tuple[str, Plan, Path], tmp_pa
     assert {file: file.read_bytes() for file in before} == before  # to the byte
 
 
-def break_teacher(results: Path, stage: Stage) -> None:
-    path = results / "stages" / stage.settings["teacher"] / "stage.json"
-    content = json.loads(path.read_text())
-    content["files"]["model/open_clip_model.safetensors"] = "0" * 64
-    write_json(path, content)
+def replace_teacher(results: Path, stage: Stage) -> None:
+    """As if the teacher had been trained again."""
+    directory = results / "stages" / stage.settings["teacher"]
+    weights = directory / "model/open_clip_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: np.asarray(tensor + 1) for name, tensor in tensors.items()}, weights)
+    content = json.loads((directory / "stage.json").read_text())
+    content["files"]["model/open_clip_model.safetensors"] = sha256_of(weights)
+    write_json(directory / "stage.json", content)
+
+
+def flip_a_bit(results: Path, stage: Stage) -> None:
+    file = next((results / "stages" / stage.settings["teacher_cache"]["embeddings"]).glob("fake/train/*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def break_file(results: Path, stage: Stage) -> None:
@@ -190,14 +201,20 @@ def lose_it(results: Path, stage: Stage) -> None:
 
 @pytest.mark.parametrize(
     ("action", "reason"),
-    [(break_teacher, "another teacher"), (break_file, "no whole file"), (break_data, "other shards"), (lose_it, "not there")],
+    [
+        (replace_teacher, "another teacher"),
+        (break_file, "not the file this stage wrote"),
+        (flip_a_bit, "not the file this stage wrote"),
+        (break_data, "other shards"),
+        (lose_it, "not finished"),
+    ],
 )
 def test_a_stale_cache_is_refused(made: tuple[str, Plan, Path], tmp_path: Path, action: Any, reason: str) -> None:
     _, plan, results = made
     shutil.copytree(results, tmp_path / "results")
     stage = first_stage(plan, "KD")
     action(tmp_path / "results", stage)
-    with pytest.raises(UserError, match=rf"teacher\.cache.*{reason}"):
+    with pytest.raises(UserError, match=rf"teacher[.-]cache.*{reason}"):
         train_stage(stage, tmp_path / "results", tiny.OPTIONS)
 
 

@@ -34,7 +34,8 @@ def test_the_whole_chain_is_printed(setting: PaperContext) -> None:
         assert f"from {path}" in text
         assert f"sha256: {sha256_of(path)} (verified now)" in text
         assert f"run: CMAPKD, seed {seed}" in text
-        assert f"recomputed by: snakemake --cores all --force --configfile config/synthetic.yaml -- {path}" in text
+        folder = f"--config results={setting.results.parent}"
+        assert f"recomputed by: snakemake --cores all --force --configfile config/synthetic.yaml {folder} -- {path}" in text
     for part in (
         "i2t_r1 = 23.5",
         "i2t_r1 = 23.9",

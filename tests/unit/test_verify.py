@@ -191,7 +191,7 @@ def test_planned_numbers_belong_into_the_appendix(tree: Tree, tmp_path: Path) ->
 
 
 def test_what_is_no_results_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         verify(tmp_path / "nothing")
     with pytest.raises(UserError, match="these are not the results of an experiment"):
         verify(tmp_path)

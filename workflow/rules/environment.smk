@@ -1,10 +1,12 @@
 """What jobs run in, and what of it is missing here."""
 
-IMAGE = str(parts.chosen(config.get("image")))
 # Whether jobs run in it; then its digest is an input of what computes, so that another image is seen.
 DEPLOYED = parts.in_containers(workflow.deployment_settings)
 try:
-    IMAGE_RECORD = parts.enter_image(IMAGE, HOME, [REPOSITORY, RESULTS], EXPERIMENT) if DEPLOYED else []
+    IMAGE = str(parts.chosen(config.get("image")))
+    IMAGE_RECORD = (
+        parts.enter_image(IMAGE, HOME, [REPOSITORY, RESULTS], EXPERIMENT, workflow.is_main_process) if DEPLOYED else []
+    )
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -24,6 +26,7 @@ shell.prefix(
 )
 
 parts.say_who_works_here(workflow.is_main_process)
+parts.outlast_slurm(workflow.is_main_process)
 
 # Where there is no LaTeX, everything but the PDF is made, and the workflow says so at its end.
 LATEX = DEPLOYED or parts.has_latex()  # the image has it
@@ -31,4 +34,4 @@ MANUSCRIPT = parts.manuscript_files(PAPER, LATEX, DEPLOYED)
 
 
 onsuccess:
-    parts.say_what_was_made(HOME, LATEX, bool(MANUSCRIPT))
+    parts.say_what_was_made(HOME, LATEX, workflow.dag)

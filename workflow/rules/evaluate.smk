@@ -17,7 +17,7 @@ rule evaluate:
     # Latency is among the numbers: nothing else runs beside it.
     threads: all_cores()
     resources:
-        **gpu_resources(SITE, 1),
+        **gpu_resources(SITE, 1, EXTRA),
     params:
         depends=lambda wildcards: parts.evaluation_params(PLAN, f"{wildcards.run}/{wildcards.seed}"),
         options=OPTIONS,

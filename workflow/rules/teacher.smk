@@ -23,7 +23,7 @@ rule teacher:
     # Cores on each node. One for each rank: small trainings use two cores best as two trainings side by side.
     threads: LAYOUT.ranks_per_node
     resources:
-        **training_resources(LAYOUT, SITE, AVOIDED),
+        **training_resources(LAYOUT, SITE, AVOIDED, EXTRA),
     params:
         depends=lambda wildcards: parts.train_params(PLAN, wildcards.stage),
         options=OPTIONS,
@@ -43,6 +43,14 @@ use rule teacher as pretrained with:
     threads: 1
     resources:
         mem_mb=8000,
+    params:
+        depends=lambda wildcards: {
+            **parts.train_params(PLAN, wildcards.stage),
+            # Weights named by path are inputs by their content.
+            **parts.weights_params(PLAN, HOME, wildcards.stage),
+        },
+        options=OPTIONS,
+        label=lambda wildcards: PLAN.stages[wildcards.stage].label,
 
 
 rule teacher_gate:

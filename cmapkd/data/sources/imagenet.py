@@ -9,6 +9,7 @@ the 80 templates of Radford et al. (2021) come from open_clip, which is imported
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cmapkd.data.sources import register_source
 from cmapkd.data.sources.public import parquet
 from cmapkd.data.sources.public.base import Entry, PublicSource, Report
 from cmapkd.data.sources.public.download import PublicFile
+from cmapkd.data.sources.public.ignored import own_files
 from cmapkd.data.sources.public.stores import Folder, Store, tail_digest
 from cmapkd.errors import UserError
 from cmapkd.files import digest, sha256_of
@@ -61,15 +63,21 @@ class Imagenet(PublicSource):
             yield from self._rows(files, split)
             return
         labels = {synset: number for number, synset in enumerate(self._synsets())}
+        known: set[str] = set()
         folder = self._folder(split)
-        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        inside = [path.name for path in own_files(folder.iterdir()) if path.is_dir()]
         if inside:
             for synset in inside:
                 if synset not in labels:
-                    raise self._error(folder / synset, "is not one of the 1,000 synsets of the challenge", "remove it")
+                    reason = "is not one of the 1,000 synsets of the challenge"
+                    raise self._error(folder / synset, reason, "move it out of this folder")
                 store = Folder(folder / synset)
                 for name in sorted(store.names()):
-                    yield _entry(name, labels[synset], synset), _read(store, name)
+                    entry = _entry(name, labels[synset], synset)
+                    if entry.key in known:  # a name is unique within its folder, no further
+                        entry.key = f"{synset}/{entry.key}"
+                    known.add(entry.key)
+                    yield entry, _read(store, name)
             return
         store = Folder(folder)
         for name, synset in self._solution(split):
@@ -83,6 +91,10 @@ class Imagenet(PublicSource):
 
         return list(IMAGENET_CLASSNAMES), [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 
+    def captioned(self) -> bool:
+        """It has none."""
+        return False
+
     def inputs(self) -> list[tuple[str, str]]:
         """Parquet files by name, size and end; folders by the list of their files."""
         found = []
@@ -91,7 +103,7 @@ class Imagenet(PublicSource):
                 found += [(f"{path.name} (end)", tail_digest(path)) for path in files]
                 continue
             folder = self._folder(split)
-            inside = sorted(path for path in folder.iterdir() if path.is_dir()) or [folder]
+            inside = [path for path in own_files(folder.iterdir()) if path.is_dir()] or [folder]
             found.append((f"{split} (list)", digest([[path.name, Folder(path).digest()] for path in inside])))
         if (self.root / MAPPING).is_file():
             found.append((MAPPING, sha256_of(self.root / MAPPING)))
@@ -104,13 +116,14 @@ class Imagenet(PublicSource):
                 raise self._error(path, f"has no column {', '.join(sorted(missing))}", "get the files of ILSVRC/imagenet-1k")
             for row in parquet.rows(path, f"{self.name}: root", ["image", "label"]):
                 label = row["label"]
-                if not isinstance(label, int) or not 0 <= label < CLASSES:
+                if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < CLASSES:
                     raise self._error(
                         path, f"row {number} has the label {label!r}, expected 0 to {CLASSES - 1}", "use train or val"
                     )
-                data = parquet.picture_bytes(row["image"])
+                cell = parquet.picture(row["image"])
+                data = parquet.NO_BYTES if isinstance(cell, str) else cell
                 entry = Entry(f"{split}_{number:08d}", f"{path.name} row {number}", label=label)
-                yield entry, data if data is not None else ValueError("missing")
+                yield entry, data
                 number += 1
 
     def _synsets(self) -> list[str]:
@@ -124,10 +137,12 @@ class Imagenet(PublicSource):
             where = path
         else:
             where = next((folder for folder in map(self._perhaps, ("val", "train")) if folder), self.root)
-            synsets = sorted(folder.name for folder in where.iterdir() if folder.is_dir())
+            synsets = [folder.name for folder in own_files(where.iterdir()) if folder.is_dir()]
         if len(set(synsets)) != CLASSES:
             fix = f"put {MAPPING} of the challenge into {self.root}, or complete the folders"
-            raise self._error(where, f"names {len(set(synsets))} synsets, expected {CLASSES}", fix)
+            odd = [name for name in synsets if not re.fullmatch(r"n\d{8}", name)][:3]
+            names = f"; {', '.join(odd)} is not the name of one" if odd else ""
+            raise self._error(where, f"names {len(set(synsets))} synsets, expected {CLASSES}{names}", fix)
         return synsets
 
     def _solution(self, split: str) -> Iterator[tuple[str, str]]:
@@ -143,7 +158,7 @@ class Imagenet(PublicSource):
         return iter(sorted((f"{row['ImageId']}.JPEG", (row["PredictionString"] or " ").split()[0]) for row in rows))
 
     def _parquet(self, split: str) -> list[Path]:
-        return sorted(path for name in ROWS[split] for path in (self.root / "data").glob(f"{name}-*.parquet"))
+        return own_files(path for name in ROWS[split] for path in (self.root / "data").glob(f"{name}-*.parquet"))
 
     def _perhaps(self, split: str) -> Path | None:
         return next((self.root / name for name in (split, f"{KAGGLE}/{split}") if (self.root / name).is_dir()), None)

@@ -8,8 +8,9 @@ joined.
 
 from __future__ import annotations
 
-import csv
+import difflib
 import hashlib
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -18,15 +19,20 @@ from typing import Any
 from cmapkd.config.sources import OwnConfig
 from cmapkd.data.sample import AnswerType, Question
 from cmapkd.data.sources import register_source
+from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public import parquet
 from cmapkd.data.sources.public.annotations import clean
 from cmapkd.data.sources.public.base import Entry, PublicSource, Report
 from cmapkd.data.sources.public.download import PublicFile
+from cmapkd.data.sources.public.ignored import is_ignored
 from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
+from cmapkd.data.sources.public.tables import is_absent, read_head, read_rows
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, sha256_of
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Images that are not read: they are listed, so that a build counts them as left out and does not pass them over.
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2")
 FORMS = (".csv", ".tsv", ".parquet")
 CLASSES, TEMPLATES = "classes.txt", "templates.txt"
 MAXIMUM_TEXT = 2**20  # bytes of a file of captions
@@ -50,20 +56,35 @@ class Own(PublicSource):
         """Nothing is fetched; the table has to be there."""
         return []
 
+    def fetch(self) -> list[FetchedFile]:
+        """Nothing is fetched; a table without the named columns is refused before anything is read."""
+        if (table := self._table()) is not None:
+            self._head(table)
+        return []
+
+    def captioned(self) -> bool:
+        """A folder of images with texts, or a table with caption columns that has no classes and no questions."""
+        if (table := self._table()) is None:
+            return True
+        has = self._head(table)
+        other = {self.config.label_column, self.config.question_column} & set(has)
+        return bool(self.config.caption_columns) and not other
+
     def raw(self, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
         """Samples in the order of the table, or of the sorted paths."""
         table = self._table()
-        if table is not None and table.suffix == ".parquet" and self._holds_bytes(table):
-            yield from self._embedded(table, split)
-            return
-        entries = self._listed(table, split, report) if table is not None else self._found(split)
+        embedded = table is not None and self._embeds(table)
         empty = True
-        for entry in entries:
+        for entry, data in self._embedded(table, split) if table and embedded else self._by_path(table, split, report):
             empty = False
-            yield entry, _encoded(self.root / entry.picture)
+            yield entry, data
         if empty:
             where = f"rows of {table.name} with {split!r} as {self.config.split_column}" if table else f"pictures in {split}/"
             raise self._error(self.root, f"has no {where}", "take the split out of `splits`, or add them")
+
+    def _by_path(self, table: Path | None, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
+        for entry in self._listed(table, split, report) if table is not None else self._found(split, report):
+            yield entry, _encoded(self.root / entry.picture)
 
     def classes(self) -> tuple[list[str], list[str]] | None:
         """``classes.txt`` and ``templates.txt`` of the folder, a name and a template (with ``{}``) a line."""
@@ -72,7 +93,7 @@ class Own(PublicSource):
         templates = self._lines(TEMPLATES) or ["a photo of a {}."]
         for template in templates:
             if template.count("{}") != 1:
-                raise self._error(self.root / TEMPLATES, f"the template {template!r} has not one {{}}", "mend the line")
+                raise self._error(self.root / TEMPLATES, f"the template {template!r} has not one {{}}", "correct the line")
         return self.names, templates
 
     def inputs(self) -> list[tuple[str, str]]:
@@ -88,7 +109,7 @@ class Own(PublicSource):
                 captions.update(f"{name}\0".encode() + (text.read_bytes() if text.is_file() else b""))
         return [*found, ("files (list)", digest([listed, captions.hexdigest()]))]
 
-    def _found(self, split: str) -> Iterator[Entry]:
+    def _found(self, split: str, report: Report) -> Iterator[Entry]:
         """Pictures of a folder with their texts."""
         if not self.root.is_dir():
             raise self._error(self.root, "is no folder", "name the folder with the pictures")
@@ -96,10 +117,16 @@ class Own(PublicSource):
         if not divided and split != "train":
             return
         base = self.root / split if divided else self.root
-        for path in _pictures(base) if base.is_dir() else []:
+        paths = _pictures(base) if base.is_dir() else []
+        report.counts["texts_without_image"] = _lonely_texts(base, paths)
+        for path in paths:
             text = path.with_suffix(".txt")
             if not text.is_file():
                 raise self._error(path, f"has no {text.name} beside it", "write one with a caption a line, or use a table")
+            if not text.resolve().is_relative_to(self.root.resolve()):
+                raise self._error(
+                    text, f"is a link to {text.resolve()}, outside of `root`", "copy the file in place of the link"
+                )
             name = str(path.relative_to(self.root))
             yield Entry(name, name, self._captions_of(text))
 
@@ -107,7 +134,7 @@ class Own(PublicSource):
         if path.stat().st_size > MAXIMUM_TEXT:
             raise self._error(path, f"has more than {MAXIMUM_TEXT} bytes", "write a caption a line")
         try:
-            return path.read_text(encoding="utf-8-sig").splitlines()
+            return re.split(r"\r\n|\n|\r", path.read_text(encoding="utf-8-sig"))  # other separators are a part of the text
         except UnicodeDecodeError as error:
             raise self._error(path, f"is not UTF-8: {error}", "save it as UTF-8") from None
 
@@ -117,8 +144,8 @@ class Own(PublicSource):
         for number, row in self._rows(table):
             if self._split_of(row, table, number) != split:
                 continue
-            name = row.get(self.config.image_column)
-            if not isinstance(name, str) or not name.strip():
+            name = self._text(row, self.config.image_column, table, number)
+            if name is None:
                 raise self._error(table, f"row {number} names no picture", f"fill the column {self.config.image_column}")
             name = self._inside(name.strip(), table, number)
             self._fill(found.setdefault(name, Entry(name, name)), row, table, number)
@@ -126,42 +153,80 @@ class Own(PublicSource):
         return iter(found.values())
 
     def _embedded(self, table: Path, split: str) -> Iterator[tuple[Entry, bytes | ValueError]]:
-        """Rows of a parquet file with pictures in them: each is a sample."""
+        """Rows of a parquet file with pictures, or Hugging Face's structs with their paths, in it: each is a sample."""
         for number, row in self._rows(table):
             if self._split_of(row, table, number) != split:
                 continue
             entry = Entry(f"{split}_{number:08d}", f"{table.name} row {number}")
             self._fill(entry, row, table, number)
-            data = parquet.picture_bytes(row[self.config.image_column])
-            yield entry, data if data is not None else ValueError("missing")
+            cell = parquet.picture(row[self.config.image_column])
+            yield entry, self._linked(cell, table, number) if isinstance(cell, str) else cell
+
+    def _linked(self, name: str, table: Path, number: int) -> bytes | ValueError:
+        data = _encoded(self.root / self._inside(name, table, number))
+        if isinstance(data, ValueError) and str(data) == "missing":
+            return parquet.without_bytes(name)
+        return data
 
     def _fill(self, entry: Entry, row: dict[str, Any], table: Path, number: int) -> None:
         config = self.config
         for column in config.caption_columns:
-            texts = row.get(column)
-            entry.captions += [str(text) for text in (texts if isinstance(texts, list) else [texts]) if text not in (None, "")]
-        if (label := row.get(config.label_column)) not in (None, ""):
-            entry.label = self._label(label, table, number)
-        if question := row.get(config.question_column):
-            answers = [clean(answer) for answer in str(row.get(config.answer_column) or "").split("|") if answer.strip()]
+            entry.captions += self._texts(row, column, table, number)
+        if not is_absent(label := row.get(config.label_column)):
+            found = self._label(label, table, number)
+            if entry.label not in (None, found):
+                reason = f"row {number} gives the class {label!r:.60} to {entry.picture}, which another row gives another class"
+                raise self._error(table, reason, "an image has one class: correct the rows, or name another `label_column`")
+            entry.label = found
+        if question := self._text(row, config.question_column, table, number):
+            given = self._texts(row, config.answer_column, table, number)
+            answers = [clean(answer) for text in given for answer in text.split("|") if answer.strip()]
             if not answers:
                 reason = f"row {number} has a question and no answer"
                 raise self._error(table, reason, f"fill the column {config.answer_column}")
-            entry.questions.append(Question(clean(str(question)), answers, _type(answers), number))
+            entry.questions.append(Question(clean(question), answers, _type(answers), number))
+
+    def _texts(self, row: dict[str, Any], column: str, table: Path, number: int) -> list[str]:
+        """The texts of a cell that holds one or, in parquet, a list of them."""
+        value = row.get(column)
+        texts: list[str] = []
+        for one in value if isinstance(value, list) else [value]:
+            if is_absent(one):
+                continue
+            if not isinstance(one, str):
+                raise self._error(
+                    table,
+                    f"row {number} has {one!r:.60} of the type {type(one).__name__} in the column {column!r}, expected text",
+                    f"name another column, or save {column!r} as text",
+                )
+            texts.append(one)
+        return texts
+
+    def _text(self, row: dict[str, Any], column: str, table: Path, number: int) -> str | None:
+        """The one text of a cell; None if there is none."""
+        if isinstance(row.get(column), list):
+            reason = f"row {number} has a list in the column {column!r}, expected one text"
+            raise self._error(table, reason, "write a row for each")
+        return next(iter(self._texts(row, column, table, number)), None)
 
     def _label(self, value: Any, table: Path, number: int) -> int:
         text = str(value).strip()
         if not self.names:
             raise self._error(table, f"row {number} has a class, but {CLASSES} is missing", f"put it into {self.root}")
-        if text in self.names:
+        if isinstance(value, str) and self.names.count(text) > 1:
+            reason = f"row {number} has the class {text!r}, which {CLASSES} has {self.names.count(text)} times"
+            raise self._error(table, reason, "give the class by its number from 0, or give the classes different names")
+        if isinstance(value, str) and text in self.names:
             return self.names.index(text)
-        if text.isdigit() and int(text) < len(self.names):
-            return int(text)
-        raise self._error(table, f"row {number} has the class {text!r}, which {CLASSES} lacks", nearest(text, self.names))
+        whole = re.sub(r"\.0+", "", text)  # pandas writes the classes of a column with gaps as 0.0, 1.0
+        if not isinstance(value, bool) and whole.isdecimal() and int(whole) < len(self.names):
+            return int(whole)
+        hint = nearest(text, self.names) if isinstance(value, str) else f"use 0 to {len(self.names) - 1}, or a name"
+        raise self._error(table, f"row {number} has the class {value!r:.60}, which {CLASSES} lacks", hint)
 
     def _split_of(self, row: dict[str, Any], table: Path, number: int) -> str:
-        value = row.get(self.config.split_column)
-        split = "train" if value in (None, "") else str(value).strip()
+        value = self._text(row, self.config.split_column, table, number)
+        split = "train" if value is None else value.strip()
         if split not in self.config.split_names:
             reason = f"row {number} has the split {split!r}"
             raise self._error(table, reason, f"use {', '.join(self.config.split_names)}")
@@ -169,37 +234,55 @@ class Own(PublicSource):
 
     def _rows(self, table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         """Rows by number from 1, as far as their columns are configured."""
+        has = self._head(table)
+        if table.suffix == ".parquet":
+            wanted = [name for name in self._wanted() if name in has]
+            yield from enumerate(parquet.rows(table, f"{self.name}: table", wanted), 1)
+        else:
+            yield from read_rows(table, set(self._wanted()), self._error)
+
+    def _wanted(self) -> list[str]:
         config = self.config
+        used = [config.split_column, config.label_column, config.question_column, config.answer_column]
+        return list(dict.fromkeys([config.image_column, *config.caption_columns, *used]))
+
+    def _head(self, table: Path) -> list[str]:
+        """The columns of the table.
+
+        Raises:
+            UserError: one that is named is not among them, or one of them is there twice.
+        """
         if table.suffix == ".parquet":
             has = parquet.columns(table, f"{self.name}: table")
-            self._check_columns(table, has)
-            used = [config.split_column, config.label_column, config.question_column, config.answer_column]
-            wanted = [name for name in (config.image_column, *config.caption_columns, *used) if name in has]
-            yield from enumerate(parquet.rows(table, f"{self.name}: table", wanted), 1)
-            return
-        try:
-            with table.open(encoding="utf-8-sig", newline="") as file:
-                if table.suffix == ".csv":
-                    reader = csv.DictReader(file, strict=True)
-                else:  # quotation marks mean nothing in a TSV
-                    reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-                self._check_columns(table, list(reader.fieldnames or []))
-                for number, row in enumerate(reader, 1):
-                    if None in row:
-                        raise self._error(table, f"row {number} has more cells than the head has columns", "quote commas in it")
-                    yield number, row
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise self._error(table, f"is no {table.suffix[1:].upper()} in UTF-8: {error}", "save it anew") from None
+        else:
+            has = read_head(table, set(self._wanted()), self._error)
+        twice = [name for name in self._wanted() if has.count(name) > 1]
+        if twice:
+            raise self._error(table, f"has the column {twice[0]!r} {has.count(twice[0])} times", "rename one of them")
+        columns = f"it has {', '.join(map(str.strip, has))}" if any(has) else "it is empty"
+        self._named(table, "image_column", self.config.image_column, has, columns)
+        other = {self.config.label_column, self.config.question_column} & set(has)
+        by_default = "caption_columns" not in self.config.model_fields_set and other
+        for column in () if by_default else self.config.caption_columns:  # a table of classes or questions needs no caption
+            self._named(table, "caption_columns", column, has, columns)
+        for key in ("split_column", "label_column", "question_column", "answer_column"):
+            if key in self.config.model_fields_set:
+                self._named(table, key, getattr(self.config, key), has, columns)
+        return has
 
-    def _check_columns(self, table: Path, has: list[str]) -> None:
-        if self.config.image_column not in has:
-            hint = nearest(self.config.image_column, has) if has else "it is empty"
-            raise self._error(table, f"has no column {self.config.image_column!r}", f"set `image_column`; {hint}")
+    def _named(self, table: Path, key: str, column: str, has: list[str], columns: str) -> None:
+        if column not in has:
+            close = difflib.get_close_matches(column, has, n=1, cutoff=0.5)
+            hint = f", perhaps to {close[0]!r}" if close else ""
+            none = " (without captions: `caption_columns: []`)" if key == "caption_columns" else ""
+            raise self._error(table, f"has no column {column!r}; {columns}", f"set `{key}`{hint}{none}")
 
-    def _holds_bytes(self, table: Path) -> bool:
-        self._check_columns(table, parquet.columns(table, f"{self.name}: table"))
-        first = next(parquet.rows(table, f"{self.name}: table", [self.config.image_column]), None)
-        return first is not None and not isinstance(first[self.config.image_column], str)
+    def _embeds(self, table: Path) -> bool:
+        """Whether the images are in the table itself, by the type of the column and not by what some row holds."""
+        if table.suffix != ".parquet":
+            return False
+        self._head(table)
+        return not parquet.is_text(table, f"{self.name}: table", self.config.image_column)
 
     def _table(self) -> Path | None:
         if self.config.table is None:
@@ -208,12 +291,17 @@ class Own(PublicSource):
         if path.suffix not in FORMS:
             raise self._error(path, "is no table of a known form", "use .csv, .tsv or .parquet")
         if not path.is_file():
-            raise self._error(path, "does not exist", "name the table relative to `root`")
+            several = any(mark in self.config.table for mark in "*?[") or path.is_dir()
+            fix = "join the parts into one table" if several else "name the table relative to `root`"
+            raise self._error(path, "names several files, and a table is one" if several else "does not exist", fix)
         return path
 
     def _inside(self, name: str, table: Path, number: int) -> str:
         """A table may come from elsewhere: its pictures lie below ``root`` and nowhere else."""
         path = PurePosixPath(name)
+        if "\\" in name and not (self.root / path).exists():
+            reason = f"row {number} names {name!r} with backslashes, which separate folders on Windows only"
+            raise self._error(table, reason, "write the paths with /")
         inside = not path.is_absolute() and ".." not in path.parts and "\0" not in name
         if not inside or not (self.root / path).resolve().is_relative_to(self.root.resolve()):
             reason = f"row {number} names {name!r}, which is not below {self.root}"
@@ -245,8 +333,15 @@ def _encoded(path: Path) -> bytes | ValueError:
 
 def _pictures(folder: Path) -> list[Path]:
     """Pictures of a folder and those below it, sorted by path."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in (*EXTENSIONS, *UNREAD) and path.is_file())
+    kept = [path for path in found if not is_ignored(path.relative_to(folder).as_posix())]
+    return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _lonely_texts(folder: Path, pictures: list[Path]) -> int:
+    """How many texts of a folder and those below it have no image of the same name."""
+    known = {path.with_suffix(".txt") for path in pictures} | {folder / CLASSES, folder / TEMPLATES}
+    return sum(path not in known and not is_ignored(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt"))
 
 
 def _type(answers: list[str]) -> AnswerType:

@@ -55,10 +55,14 @@ class VisualGenome(StoredSource):
         by_id = {entry.meta["image_id"]: entry for entry in entries}
         regions = self._open("region_descriptions")
         of = "Visual Genome's region_descriptions.json"
+        seen: set[Any] = set()
         for number, image in enumerate(regions.records(regions.elements(of), {"regions": list}, "pictures")):
             number_of = image.get("id", image.get("image_id"))
             if number_of not in by_id:
                 raise regions.error(f"is about picture {number_of!r}, which image_data.json lacks", f"pictures[{number}]")
+            if number_of in seen:
+                raise regions.error(f"is the second record of picture {number_of!r}", f"pictures[{number}]")
+            seen.add(number_of)
             keys: dict[str, type] = {"phrase": str, "width": int, "height": int}
             kept = list(regions.records(image["regions"], keys, f"pictures[{number}].regions"))
             by_id[number_of].captions = self._largest(kept)

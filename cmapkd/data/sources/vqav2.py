@@ -16,7 +16,7 @@ from cmapkd.data.sources import register_source
 from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public import coco
 from cmapkd.data.sources.public.annotations import Annotations, clean
-from cmapkd.data.sources.public.base import Entry, Report, StoredSource, expand
+from cmapkd.data.sources.public.base import Entry, Report, StoredSource
 from cmapkd.data.sources.public.download import PublicFile
 from cmapkd.data.sources.public.stores import Store, find_store
 from cmapkd.files import sha256_of
@@ -43,7 +43,7 @@ class Vqav2(StoredSource):
 
     def __init__(self, config: Vqav2Config, cache: Path) -> None:
         super().__init__(config, cache)
-        self.images = expand(config.images) if config.images is not None else self.root
+        self.images = Path(config.images) if config.images is not None else self.root
 
     def fetch(self) -> list[FetchedFile]:
         """Questions and answers to ``root``, pictures to ``images``."""
@@ -70,9 +70,11 @@ class Vqav2(StoredSource):
         for record in answered.records(answers["annotations"], keys, "annotations"):
             if record["answer_type"] not in TYPES:
                 raise answered.error(f"question {record['question_id']} has the answer type {record['answer_type']!r}")
-            known[record["question_id"]] = record
+            if known.setdefault(record["question_id"], record) != record:
+                raise answered.error(f"question {record['question_id']} has two records of answers that differ")
         found: dict[int, Entry] = {}
         seen: set[int] = set()
+        unanswered: list[int] = []
         for record in asked.records(
             questions["questions"], {"question_id": int, "image_id": int, "question": str}, "questions"
         ):
@@ -84,13 +86,18 @@ class Vqav2(StoredSource):
             if number not in known or known[number]["image_id"] != image:
                 raise asked.error(f"question {number} about picture {image} has no answers in {answered.name}")
             given = [clean(one["answer"]) for one in answered.records(known[number]["answers"], {"answer": str}, "answers")]
-            if len(given) != ANSWERS:
+            if not given:
+                unanswered.append(number)
+            elif len(given) != ANSWERS:
                 report.counts["questions_without_ten_answers"] = report.counts.get("questions_without_ten_answers", 0) + 1
             entry = found.get(image)
             if entry is None:
                 name = f"COCO_{split}2014_{image:012d}"
                 entry = found[image] = Entry(name, f"{name}.jpg", identity=coco.identities(image), meta={"image_id": image})
             entry.questions.append(Question(clean(record["question"]), given, known[number]["answer_type"], number))
+        if unanswered:
+            shown = ", ".join(map(str, unanswered[:5]))
+            raise answered.error(f"{len(unanswered)} of {len(seen)} questions have no answer, for example {shown}")
         report.counts["questions"] = len(seen)
         return list(found.values())
 
@@ -98,6 +105,10 @@ class Vqav2(StoredSource):
         """COCO's pictures of 2014."""
         name = f"{split}2014"
         return find_store(self.images, (name, f"images/{name}"), key=f"{self.name}: images")
+
+    def captioned(self) -> bool:
+        """It has none."""
+        return False
 
     def inputs(self) -> list[tuple[str, str]]:
         """Questions and answers by their content, pictures by the list of them."""

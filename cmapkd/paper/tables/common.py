@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cmapkd.paper.cells import Parent, Row, Text
 from cmapkd.paper.context import EXPERIMENT_FILE, TEACHER, PaperContext, PaperRun
+from cmapkd.paper.metrics import Metrics
 
 
 def rows_of(context: PaperContext, students: tuple[PaperRun, ...]) -> tuple[Row, ...]:
@@ -33,6 +34,13 @@ def conditions(context: PaperContext) -> str:
     if len(context.seeds) == 1:
         return f"{initialisation} One seed ({context.seeds[0]})."
     return f"{initialisation} Mean ± sample standard deviation over {len(context.seeds)} seeds (teacher: one)."
+
+
+def vqa_measure(metrics: Metrics, split: str, run: str, cell: str) -> str:
+    """What the VQA accuracy of a split is called: VQAv2's, or exact match where questions have one answer."""
+    seed = metrics.context.seeds_of(run)[0]
+    exact = metrics.has(run, seed, ("vqa", split, "all", "metric"), cell)
+    return "VQA exact match" if exact else "VQA accuracy"
 
 
 def short(label: str) -> str:

@@ -13,7 +13,7 @@ from cmapkd.paper.metrics import PERCENT, Metrics
 from cmapkd.paper.queries import Keys, Queries
 from cmapkd.paper.significance import baselines, best, compared_runs, enough_resamples, procedure
 from cmapkd.paper.statistics import Comparison, detectable, holm
-from cmapkd.paper.tables.common import column_key, conditions, short
+from cmapkd.paper.tables.common import column_key, conditions, short, vqa_measure
 
 NAME = "significance"
 MAIN: dict[Task, dict[str, str]] = {  # task -> metric -> what it is called
@@ -39,6 +39,8 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
     cells: dict[str, dict[str, Cell]] = {}
     compared: list[tuple[str, Comparison, tuple[Parent, ...]]] = []
     for keys, heading in wanted.items():
+        if keys[0] == "vqa":
+            heading = heading.replace(MAIN["vqa"]["overall"], vqa_measure(metrics, keys[1], students[0].name, NAME))
         values = {
             run.name: metrics.mean(run.name, keys, f"{NAME} / {run.name} / {keys[3]}", bounds=PERCENT).value for run in students
         }

@@ -13,7 +13,7 @@ from cmapkd.paper.context import PaperContext
 from cmapkd.paper.metrics import PERCENT, Metrics
 from cmapkd.paper.queries import Keys
 from cmapkd.paper.significance import with_tests
-from cmapkd.paper.tables.common import column_key, conditions, rows_of, short
+from cmapkd.paper.tables.common import column_key, conditions, rows_of, short, vqa_measure
 
 NAME = "table3"
 VQA = {  # column -> (heading, keys below the split)
@@ -43,7 +43,8 @@ def build(context: PaperContext, metrics: Metrics) -> Table:
         titles = []
         if index < len(context.vqa):
             split = context.vqa[index]
-            columns += _columns(metrics, cells, tested, "vqa", split, context.vqa, VQA, "VQA accuracy")
+            measure = vqa_measure(metrics, split, rows[0].key, f"{NAME} / {CAPTION} / vqa")
+            columns += _columns(metrics, cells, tested, "vqa", split, context.vqa, VQA, measure)
             questions = _count(context, metrics, cells, "vqa", split, context.vqa, "questions")
             titles.append(f"VQA: {short(context.label(split, 'vqa'))}")
             data.append(f"VQA: {context.label(split, 'vqa')}, {questions}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,11 @@ from cmapkd.data.sources.public.stores import open_zip
 from cmapkd.errors import UserError
 
 MAXIMUM_BYTES = 4 * 2**30  # of one annotation file; Visual Genome's largest has 0.7 GB
+MAXIMUM_LOADED = 2**30  # of one that is read at once; VQAv2's largest has 0.4 GB
+MAXIMUM_ELEMENT = 64 * 2**20  # characters of one element of a list
 CHUNK = 2**20  # characters read at a time
+RATIO = 200  # bytes of a zip's member for each compressed one; annotations reach 30
+SMALL = 64 * 2**20  # bytes up to which the ratio does not matter
 
 
 class Annotations:
@@ -81,6 +86,8 @@ class Annotations:
         Raises:
             UserError: no JSON, or JSON of something else.
         """
+        if not self.member and (size := self.path.stat().st_size) > MAXIMUM_LOADED:
+            raise self.error(f"has {size} bytes, more than the limit of {MAXIMUM_LOADED}")
         with self.open() as file:
             try:
                 content = json.load(file)
@@ -94,6 +101,14 @@ class Annotations:
                 raise self.error(f"is not {of}: expected a {_KINDS.get(kind, 'value')} `{name}`; the file has {has}")
         return content
 
+    @property
+    def fix(self) -> str:
+        """What to do about a file that differs from the publisher's."""
+        return (
+            "compare it with the publisher's file (`cmapkd data fetch --list` says where that is) and correct or replace it; "
+            "data of your own fit the source `own` (docs/data/own.md)"
+        )
+
     def elements(self, of: str) -> Iterator[dict[str, Any]]:
         """The objects of a file that is one list, parsed one at a time, so that memory does not grow with the file.
 
@@ -106,7 +121,7 @@ class Annotations:
     def error(self, reason: str, where: str = "") -> UserError:
         """What is wrong with this file."""
         value = f"{self.name}: {where}" if where else self.name
-        return UserError(key=self.key, value=value, reason=reason, fix="delete it and fetch the data set again")
+        return UserError(key=self.key, value=value, reason=reason, fix=self.fix)
 
     def records(self, items: Iterable[Any], keys: Mapping[str, type | tuple[type, ...]], what: str) -> Iterator[dict[str, Any]]:
         """``items``, each checked to be an object with ``keys``.
@@ -128,6 +143,10 @@ class Annotations:
             if member.filename == self.member or member.filename.endswith(f"/{self.member}"):
                 if member.file_size > MAXIMUM_BYTES:
                     raise self.error(f"declares {member.file_size} bytes, more than the limit of {MAXIMUM_BYTES}")
+                if member.file_size > max(RATIO * member.compress_size, SMALL):
+                    raise self.error(
+                        f"declares {member.file_size} bytes from {member.compress_size}: no annotations compress that well"
+                    )
                 return member
         has = ", ".join(archive.namelist()[:6])
         raise self.error(f"the zip has no such member; it has {has or 'nothing'}")
@@ -153,6 +172,8 @@ def _elements(file: IO[str], error: Callable[[str], UserError]) -> Iterator[dict
             if ended:
                 raise error("is no whole JSON list: truncated or damaged") from None
             # Doubling keeps a long element from being parsed anew for each chunk.
+            if len(text) - at > MAXIMUM_ELEMENT:
+                raise error(f"has an element of more than {MAXIMUM_ELEMENT} characters") from None
             more = file.read(max(CHUNK, len(text) - at))
             ended, text, at = not more, text[at:] + more, 0
             continue
@@ -177,6 +198,20 @@ def _kind(value: Any) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
+def valid(text: str) -> str:
+    """``text`` with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def clean(text: str) -> str:
-    """A caption or question without white space around it; lone surrogates, which UTF-8 cannot hold, become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
+    """A caption or question without white space around it, as ``valid`` leaves it."""
+    return valid(text).strip()
+
+
+# Letters and symbols by their category, but drawn as nothing: Hangul fillers and the empty Braille cell.
+_UNSEEN = "\u115f\u1160\u2800\u3164\uffa0"
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, control and format characters (U+200B, U+FEFF), marks without a letter."""
+    return all(character in _UNSEEN or unicodedata.category(character)[0] in "CZM" for character in text)

@@ -2,26 +2,27 @@
 
 A source says what its entries are and where their pictures lie; this class reads one picture at a time, checks it
 (``pictures.examine``), leaves out what is missing or damaged up to a limit, and reports what it saw. Pictures that an
-evaluation holds too are left out by their keys (``cmapkd.data.overlap``).
+evaluation holds too are left out by their keys (``cmapkd.data.overlap``). What a use of the split needs, captions above all, is
+checked here: a training would meet it hours later.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cmapkd.config.sources import PublicConfig
+from cmapkd.data.answers import accuracy_name
 from cmapkd.data.sample import Question, Sample
 from cmapkd.data.sources.fetched import FetchedFile
-from cmapkd.data.sources.public.annotations import clean
+from cmapkd.data.sources.public.annotations import clean, is_blank
 from cmapkd.data.sources.public.download import PublicFile, describe, fetch_files
-from cmapkd.data.sources.public.pictures import examine
+from cmapkd.data.sources.public.pictures import UnusableError, examine
 from cmapkd.data.sources.public.stores import Store
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest
@@ -59,7 +60,13 @@ class Report:
         notes: pictures by what is odd about them.
         bad: pictures by what is wrong with them.
         examples: the first bad ones, ``picture: reason``.
+        fixes: what helps, by what is wrong.
         removed: samples left out because an evaluation split holds their picture.
+        without_caption: samples that were given out and have no caption that shows anything.
+        captionless: the first of them.
+        repeated_captions: captions that a sample has twice or more; they are kept.
+        answers: questions by the number of their answers.
+        labelled: samples with a class.
         counts: whatever else the source counts (dead links, duplicated ids).
     """
 
@@ -67,14 +74,22 @@ class Report:
     notes: Counter[str] = field(default_factory=Counter)
     bad: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    fixes: dict[str, str] = field(default_factory=dict)
     removed: int = 0
+    without_caption: int = 0
+    captionless: list[str] = field(default_factory=list)
+    repeated_captions: int = 0
+    answers: Counter[int] = field(default_factory=Counter)
+    labelled: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
         """For the manifest."""
         about: dict[str, Any] = {"samples": self.samples, "removed_for_overlap": self.removed}
         about |= {"pictures": dict(sorted(self.notes.items())), "left_out": dict(sorted(self.bad.items()))}
-        return about | {"left_out_examples": self.examples} | dict(sorted(self.counts.items()))
+        about |= {"left_out_examples": self.examples}
+        about |= {"without_caption": self.without_caption, "without_caption_examples": self.captionless}
+        return about | {"repeated_captions": self.repeated_captions} | dict(sorted(self.counts.items()))
 
 
 class PublicSource(ABC):
@@ -92,9 +107,10 @@ class PublicSource(ABC):
 
     def __init__(self, config: Any, cache: Path) -> None:
         self.config: PublicConfig = config
-        self.root = expand(config.root) if config.root is not None else Path(cache) / self.name
+        self.root = Path(config.root) if config.root is not None else Path(cache) / self.name
         self.reports: dict[str, Report] = {}
         self.removed: Mapping[str, frozenset[str]] = {}  # keys of samples to leave out, by split
+        self.uses: Mapping[str, frozenset[str]] | None = None  # what each split is for; None: unknown
         self.may_download = False  # `cmapkd data fetch` alone downloads: what is built reads what is there
 
     @abstractmethod
@@ -134,7 +150,8 @@ class PublicSource(ABC):
         """Every sample of a split in the publisher's order, one picture in memory at a time.
 
         Raises:
-            UserError: no such split, files are missing, or too many pictures are missing or damaged.
+            UserError: no such split, files are missing, too many pictures are missing or damaged, no sample is left, or
+                captions are missing that a use of the split needs.
         """
         if split not in self.splits():
             raise UserError(
@@ -151,6 +168,8 @@ class PublicSource(ABC):
                 report.samples += 1
                 yield sample
         self._judge(split, report, report.samples + report.removed + report.bad.total())
+        self._judge_tasks(split, report)
+        self.judge_captions(split, report.samples, report.without_caption, report.captionless)
 
     def _sample(self, split: str, entry: Entry, data: bytes | ValueError, report: Report) -> Sample | None:
         config = self.config
@@ -163,16 +182,27 @@ class PublicSource(ABC):
                 full=config.check == "full",
                 upright=config.upright,
                 shorter_side=config.shorter_side,
+                background=config.background,
             )
         except ValueError as error:
             kind = "missing" if str(error) == "missing" else "damaged"
+            if isinstance(error, UnusableError):
+                kind = error.kind
+                report.fixes[kind] = error.fix
             report.bad[kind] += 1
             if len(report.examples) < SHOWN:
                 report.examples.append(f"{entry.picture}: {error}")
             log.warning("%s/%s: %s is left out: %s", self.name, split, entry.picture, error)
             return None
         report.notes.update(picture.notes)
-        captions = [text for text in map(clean, entry.captions) if text]
+        captions = [text for text in map(clean, entry.captions) if not is_blank(text)][: config.captions_per_image]
+        if not captions:
+            report.without_caption += 1
+            report.captionless += [entry.picture] if len(report.captionless) < 5 else []
+        report.repeated_captions += len(captions) - len(set(captions))
+        report.labelled += entry.label is not None
+        for question in entry.questions:
+            report.answers[len(question.answers)] += 1
         meta = dict(entry.meta)
         if entry.identity:
             meta["identity"] = list(entry.identity)
@@ -180,7 +210,7 @@ class PublicSource(ABC):
             key=entry.key,
             image=picture.data,
             extension=picture.extension,
-            captions=captions[: config.captions_per_image],
+            captions=captions,
             label=entry.label,
             questions=entry.questions,
             meta=meta,
@@ -190,13 +220,71 @@ class PublicSource(ABC):
         """Too many bad pictures are an error of the data, not an oddity."""
         bad = report.bad.total()
         if bad > self.config.bad_pictures * total:
+            causes = "missing or damaged"
+            if set(report.bad) - {"missing", "damaged"}:
+                causes = "left out (" + ", ".join(f"{count} {cause}" for cause, count in report.bad.most_common()) + ")"
+            fix = report.fixes.get(report.bad.most_common(1)[0][0], "fetch or repair those files")
             raise UserError(
                 key="bad_pictures",
                 value=self.config.bad_pictures,
-                reason=f"{bad} of {total} pictures of {self.name}/{split} are missing or damaged: "
-                f"{'; '.join(report.examples[:5])}",
-                fix="fetch those files again, or raise `bad_pictures` to leave them out",
+                reason=f"{bad} of {total} pictures of {self.name}/{split} are {causes}: {'; '.join(report.examples[:5])}",
+                fix=f"{fix}, or raise `bad_pictures` to leave them out",
             )
+        if total and not report.samples:
+            reason = f"no sample of {self.name}/{split} is left: {report.removed} of {total} were removed for overlap"
+            raise UserError(key="split", value=split, reason=reason, fix="use other splits, or `overlap: report`")
+
+    def _judge_tasks(self, split: str, report: Report) -> None:
+        """Refuse a split that lacks the classes or questions of its tasks, or has questions that no accuracy is defined for."""
+        if report.answers:
+            report.counts |= {f"questions_with_{n}_answers": count for n, count in sorted(report.answers.items())}
+        uses = self.uses.get(split, frozenset()) if self.uses is not None else frozenset()
+        have = {"zeroshot": ("class", report.labelled), "vqa": ("question", report.answers.total())}
+        for task, (what, count) in have.items():
+            if task in uses and not count:
+                reason = f"evaluation.{task} names this split, and no image of it has a {what}"
+                fix = f"add them to the data set's source, or take the split out of evaluation.{task}"
+                raise UserError(key=f"{self.name}/{split}", reason=reason, fix=fix)
+        if "vqa" in uses:
+            accuracy_name(report.answers, key=f"{self.name}/{split}")
+
+    def judge_captions(self, split: str, samples: int, missing: int, examples: Sequence[str]) -> None:
+        """Refuse a split that lacks captions which its uses need.
+
+        Args:
+            split: the split.
+            samples: its samples.
+            missing: how many of them have no caption.
+            examples: the first of these.
+
+        Raises:
+            UserError: a split that is searched in has an image without a caption, one that is distilled on has more of them
+                than ``without_caption`` tolerates, or the use is unknown and a source of captions has none at all.
+        """
+        uses = None if self.uses is None else self.uses.get(split, frozenset())
+        if uses is None:
+            refused, use = missing == samples and self.captioned(), "it is a data set of captions"
+        elif "retrieval" in uses:
+            refused, use = missing > 0, "images and captions are searched in this split"
+        elif "distillation" in uses:
+            refused, use = missing > self.config.without_caption * samples, "this split is distilled on"
+        else:
+            return
+        if refused and missing:
+            share = "or raise `without_caption` of the data set to tolerate them; "
+            tolerated = share if uses is not None and "retrieval" not in uses else ""
+            raise UserError(
+                key="without_caption",
+                value=self.config.without_caption if tolerated else None,
+                reason=f"{missing} of {samples} images of {self.name}/{split} have no caption, and {use}: "
+                f"{', '.join(examples)}",
+                fix=f"give these images captions or take them out of the data set's source; {tolerated}"
+                "to build again without a change does not help",
+            )
+
+    def captioned(self) -> bool:
+        """Whether captions are what this data set is for."""
+        return True
 
     def classes(self) -> tuple[list[str], list[str]] | None:
         """None, unless a source has classes."""
@@ -246,6 +334,14 @@ class StoredSource(PublicSource):
         if not entries:
             raise UserError(key="split", value=split, reason=f"no sample of {self.name} belongs to it", fix="check `root`")
         missing = [entry.picture for entry in entries if entry.picture not in store]
+        if folders := [name for name in missing if "/" in name and name.rpartition("/")[2] in store]:
+            raise UserError(
+                key="root",
+                value=str(self.root),
+                reason=f"{len(folders)} of the {len(entries)} names of pictures of {self.name}/{split} contain a folder, for "
+                f"example {folders[0]!r}; {store.path} has {folders[0].rpartition('/')[2]!r}",
+                fix="take the folder out of the names in the annotations: a name is that of a file of this folder",
+            )
         if len(missing) > self.config.bad_pictures * len(entries):
             raise UserError(
                 key="root",
@@ -263,11 +359,6 @@ class StoredSource(PublicSource):
                 yield entry, store.read(entry.picture)
             except ValueError as error:
                 yield entry, error
-
-
-def expand(path: str) -> Path:
-    """``~`` and environment variables of a configured path replaced."""
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 def unique(entries: Iterable[Entry], report: Report, error: Any) -> list[Entry]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from cmapkd.data.sources.public.ignored import is_ignored
 from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
 from cmapkd.errors import UserError
 
@@ -47,7 +48,9 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         with os.scandir(path) as entries:
-            self._sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            self._sizes = {
+                entry.name: entry.stat().st_size for entry in entries if not is_ignored(entry.name) and entry.is_file()
+            }
 
     def __contains__(self, name: str) -> bool:
         return name in self._sizes
@@ -83,9 +86,14 @@ class Zip:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._archive = open_zip(path)
-        self._members = {
-            member.filename.rpartition("/")[2]: member for member in self._archive.infolist() if not member.is_dir()
-        }
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        self._twice: dict[str, tuple[str, str]] = {}  # members of one name in different folders
+        for member in self._archive.infolist():
+            if member.is_dir() or is_ignored(member.filename):
+                continue
+            name = member.filename.rpartition("/")[2]
+            if (first := self._members.setdefault(name, member)) is not member:
+                self._twice[name] = (first.filename, member.filename)
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -96,6 +104,8 @@ class Zip:
     def read(self, name: str) -> bytes:
         """The bytes of a member, with its CRC-32 checked."""
         member = self._members[name]
+        if name in self._twice:
+            raise ValueError(f"is twice in the zip: {' and '.join(self._twice[name])}")
         if member.file_size > MAXIMUM_BYTES:
             raise ValueError(f"declares {member.file_size} bytes, more than the limit of {MAXIMUM_BYTES}")
         try:
