@@ -33,7 +33,7 @@ BARE = (
 EXAMPLES = (
     "/data/a", "/data/coco", "/data/me", "/data/photos", "/data/vqa", "/home/guest", "/home/me", "/home/somebody",
     "/home/visitor", "/mnt/data", "/path/to", "/scratch/me", "/scratch/mea", "/scratch/menu", "/scratch/my",
-    "/scratch/results", "/usr/g",
+    "/scratch/results", "/usr/g", "/workflow/profiles",
 )  # fmt: skip
 
 
