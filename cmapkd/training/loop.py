@@ -131,7 +131,7 @@ def _begin(lock: StageLock, stage: Stage) -> tuple[bool, str]:
     with writing(lock.path, "nothing was begun"):
         lock.__enter__()
     result = lock.path.with_name(RESULT)
-    if lock.waited and result.is_file() and read_json(result).get("code") == code_of(stage.method):
+    if lock.waited and result.is_file() and read_json(result, dict).get("code") == code_of(stage.method):
         log.info("%s: finished meanwhile", stage.label)
         return True, lock.token
     return False, lock.token

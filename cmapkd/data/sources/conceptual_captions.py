@@ -9,7 +9,6 @@ dead at any time: what was asked for and what came is counted from the TSV and t
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES, UnusableError
 from cmapkd.data.sources.public.stores import tail_digest
 from cmapkd.data.sources.public.tars import TarSample, read_tar
 from cmapkd.errors import UserError
-from cmapkd.files import read_json, sha256_of
+from cmapkd.files import parse_json, read_json, sha256_of
 
 TABLES = {  # the publisher's tables; rows of the first edition
     "train": ("Train_GCC-training.tsv", "Train-GCC-training.tsv"),
@@ -201,13 +200,11 @@ def _picture(sample: TarSample) -> bytes | ValueError:
 def _entry(path: Path, sample: TarSample, key: str) -> Entry:
     members = sample.members
     try:
-        about = json.loads(members.get("json", b"{}"))
-        if not isinstance(about, dict):
-            raise ValueError("is no object")
+        about = parse_json(members.get("json", b"{}"), "its JSON", dict)
         text = members["txt"].decode() if "txt" in members else about.get("caption")
         if not isinstance(text, str | None):
             raise ValueError(f"its caption is {text!r}, not text")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _error(path, f"the record of sample {sample.path} is not one of img2dataset: {error}") from None
     url = about.get("url")
     url = valid(url) if isinstance(url, str) else None
