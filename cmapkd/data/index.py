@@ -55,7 +55,7 @@ def misplaced(shard: Path, index: Mapping[str, Any]) -> str | None:
         with tarfile.open(shard, "r:") as tar:
             while (member := tar.next()) is not None:
                 places[member.name] = [member.offset_data, member.size]
-                tar.members = []  # tarfile remembers every member otherwise
+                tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member otherwise
         columns = zip(index["keys"], index["extensions"], index["images"], index["records"], strict=True)
         for key, extension, image, record in columns:
             if places.pop(f"{key}.{extension}") != image[:2] or places.pop(f"{key}.json") != record[:2]:

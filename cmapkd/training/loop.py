@@ -1,6 +1,6 @@
 """Train one stage: the loop. It does data, steps, logs and checkpoints, and knows nothing of distillation.
 
-Modules of their own: `stopping` (signals, time limit), `locks` (one process a stage), `failures`, `retries`, `memory`, `storage`.
+Modules of their own: `stopping` (signals, limits), `locks` (one process a stage), `failures`, `retries`, `memory`, `storage`.
 """
 
 from __future__ import annotations
