@@ -8,6 +8,7 @@ files that a `snakemake` command names before Snakemake reads them (`workflow/pr
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from collections.abc import Hashable, Mapping, Sequence
@@ -129,6 +130,9 @@ def guard() -> None:
     if _guarding:  # reading the command line reads the profile again
         return
     _guarding = True
+    from cmapkd.site_facts import user_name
+
+    os.environ.setdefault("LOGNAME", user_name())  # Snakemake fails where the system has no name for its user
     try:
         check_command_line(sys.argv[1:])
     except UserError as error:

@@ -9,6 +9,7 @@ dead at any time: what was asked for and what came is counted from the TSV and t
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES, UnusableError
 from cmapkd.data.sources.public.stores import tail_digest
 from cmapkd.data.sources.public.tars import TarSample, read_tar
 from cmapkd.errors import UserError
-from cmapkd.files import parse_json, read_json, sha256_of
+from cmapkd.files import read_json, sha256_of
 
 TABLES = {  # the publisher's tables; rows of the first edition
     "train": ("Train_GCC-training.tsv", "Train-GCC-training.tsv"),
@@ -140,7 +141,8 @@ def _statistics(path: Path) -> dict[str, int]:
         if odd := [key for key in counts.values() if type(key) is not int or key < 0]:
             raise ValueError(f"{odd[0]!r} is not a count")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"is no statistics file of img2dataset: {type(error).__name__} {error}"
+        about_it = getattr(error, "reason", f"{type(error).__name__} {error}")
+        reason = f"is not a statistics file of img2dataset: {about_it}"
         fix = "move it elsewhere: without it nothing is compared with the tar of the same number"
         raise UserError(key="conceptual_captions: root", value=str(path), reason=reason, fix=fix) from None
     return counts
@@ -200,11 +202,13 @@ def _picture(sample: TarSample) -> bytes | ValueError:
 def _entry(path: Path, sample: TarSample, key: str) -> Entry:
     members = sample.members
     try:
-        about = parse_json(members.get("json", b"{}"), "its JSON", dict)
+        about = json.loads(members.get("json", b"{}"))  # not strict: what others wrote holds half characters and NaN
+        if not isinstance(about, dict):
+            raise ValueError("is not an object")
         text = members["txt"].decode() if "txt" in members else about.get("caption")
         if not isinstance(text, str | None):
             raise ValueError(f"its caption is {text!r}, not text")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _error(path, f"the record of sample {sample.path} is not one of img2dataset: {error}") from None
     url = about.get("url")
     url = valid(url) if isinstance(url, str) else None
