@@ -129,7 +129,7 @@ def _statistics(path: Path) -> dict[str, int]:
     """The counts of one statistics file.
 
     Raises:
-        UserError: it is not a statistics file of img2dataset.
+        UserError: it is no statistics file of img2dataset.
     """
     names = {"addresses": "count", "fetched": "successes"}
     names |= {name: name for name in ("failed_to_download", "failed_to_resize")}
@@ -142,7 +142,7 @@ def _statistics(path: Path) -> dict[str, int]:
             raise ValueError(f"{odd[0]!r} is not a count")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         about_it = getattr(error, "reason", f"{type(error).__name__} {error}")
-        reason = f"is not a statistics file of img2dataset: {about_it}"
+        reason = f"is no statistics file of img2dataset: {about_it}"
         fix = "move it elsewhere: without it nothing is compared with the tar of the same number"
         raise UserError(key="conceptual_captions: root", value=str(path), reason=reason, fix=fix) from None
     return counts
