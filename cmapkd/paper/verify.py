@@ -21,6 +21,7 @@ from cmapkd.paper.findings import Findings
 from cmapkd.paper.verify_chain import check_chain
 from cmapkd.paper.verify_code import check_code
 from cmapkd.paper.verify_kept import check_list
+from cmapkd.paper.verify_numbers import check_numbers
 from cmapkd.paper.verify_parts import check_parts
 from cmapkd.plan import make_plan
 
@@ -63,6 +64,7 @@ def verify(path: Path, *, experiment: Path | None = None, deep: bool | None = No
         check_list(context, findings)
     chain = check_chain(context, loaded, plan, findings, deep)
     check_code(context, findings, chain)
+    check_numbers(context, findings, chain)
     check_parts(context, findings)
     for key, words in REMARKS.items():
         if findings.counts[key]:

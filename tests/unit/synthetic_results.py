@@ -211,6 +211,7 @@ def arrays_of(experiment: ExperimentConfig, place: int, seed: int, samples: int)
         count = samples * QUESTIONS
         arrays |= {
             f"vqa/{split}/accuracy": generator.choice([0.0, 0.3, 1.0], count),
+            f"vqa/{split}/question_only": np.tile([0.0, 1.0, 0.3], count)[:count],
             f"vqa/{split}/type": np.array(["yes/no", "number", "other", "other"] * count)[:count],
             f"vqa/{split}/image": np.repeat(np.arange(samples, dtype=np.int32), QUESTIONS),
         }
@@ -232,10 +233,12 @@ def measured(experiment: ExperimentConfig, arrays: dict[str, np.ndarray]) -> dic
         tops = {f"top{k}": float((ranks < k).mean() * 100) for k in (1, 5)}
         found["zeroshot"][split] = {"all": {**tops, "images": len(ranks), "classes": 80}}
     for split in experiment.evaluation.vqa.test if experiment.evaluation.vqa else ():
-        scores, kinds = arrays[f"vqa/{split}/accuracy"], arrays[f"vqa/{split}/type"]
-        means = {name: float(scores[kinds == kind].mean() * 100) for kind, name in KINDS.items()}
-        overall = {"overall": float(scores.mean() * 100), **means, "questions": len(scores)}
-        found["vqa"][split] = {"all": overall, "question_only": overall}
+        kinds = arrays[f"vqa/{split}/type"]
+        for stratum, name in (("all", "accuracy"), ("question_only", "question_only")):
+            scores = arrays[f"vqa/{split}/{name}"]
+            means = {key: float(scores[kinds == kind].mean() * 100) for kind, key in KINDS.items()}
+            overall = {"overall": float(scores.mean() * 100), **means, "questions": len(scores)}
+            found["vqa"].setdefault(split, {})[stratum] = overall
     return found
 
 
