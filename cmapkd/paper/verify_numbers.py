@@ -1,6 +1,6 @@
 """The numbers of a metric file against its per-query arrays: all splits and strata, also those that no table tests.
 
-Retrieval, zero-shot classification and VQA are computed again. Numbers of efficiency and of levels have no per-query arrays: the
+Retrieval, zero-shot classification and VQA are computed again. Numbers of efficiency and levels have no per-query arrays: the
 first are measurements, the second come from features that are not kept. Versions of packages behind the files are compared.
 """
 
@@ -100,7 +100,9 @@ def _check_versions(context: PaperContext, findings: Findings, chain: Chain) -> 
     for path, content in files.items():
         provenance = content.get("provenance")
         versions = provenance.get("versions") if isinstance(provenance, Mapping) else None
-        for package in DECIDING if isinstance(versions, Mapping) else ():
+        if not isinstance(versions, Mapping):
+            continue
+        for package in DECIDING:
             if package in versions:
                 found[package][str(versions[package])].add(path)
     for package, versions_of in found.items():
