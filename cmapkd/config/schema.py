@@ -162,6 +162,12 @@ class ExperimentConfig(Config):
         description="experiment file that this one starts from, beside this file or in `config/`: mappings are merged key by "
         "key, lists are replaced, and `null` takes a key out",
     )
+    replaces: tuple[str, ...] | None = Field(
+        None,
+        exclude=True,  # likewise
+        description="with `extends`: keys of this file that are not merged but replace those of the other file, e.g. "
+        "`[runs, datasets]`: the experiment then has no other runs and data sets than the ones given here",
+    )
     data_root: PathText | None = Field(
         None,
         exclude=True,  # likewise
