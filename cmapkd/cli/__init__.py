@@ -69,6 +69,7 @@ def data_fetch(
     files = source.fetch()
     out = home_of(experiment, results) / "data" / f"{dataset}.fetched.json"
     write_json(out, [{"name": f.name, "version": f.version, "sha256": f.sha256} for f in files])
+    typer.echo(f"{out}: {len(files) or 'no'} files are fetched for {dataset}", err=True)
 
 
 data_app.command("check")(data_check)

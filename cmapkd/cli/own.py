@@ -9,7 +9,7 @@ import typer
 
 def data_check(
     folder: str,
-    table: Annotated[str, typer.Option(help="CSV, TSV or parquet file in it; empty: the first one, unless images have texts")] = "",
+    table: Annotated[str, typer.Option(help="table in it; empty: the first one, unless images have texts")] = "",
 ) -> None:
     """Look at a folder of images with captions before anything is built, and print the lines of YAML that read it."""
     from cmapkd.data.own_check import check_folder, data_name

@@ -313,7 +313,8 @@ def _line(detail: ErrorDetails) -> str:
             return f"{where}: required, and missing"
         given = value.get(tag) if isinstance(value, dict) else value
         return f"{where} = {_shown(given)}: not one of {', '.join(options)}; {nearest(str(given), options)}"
-    reason = _REASONS.get(kind, detail["msg"].removeprefix("Value error, ")).format(**context)
+    # Only our own words are a format: a message of the schema repeats names of the user, which may hold braces.
+    reason = _REASONS[kind].format(**context) if kind in _REASONS else detail["msg"].removeprefix("Value error, ")
     if not key:  # a combination of keys: the message names them
         return reason
     return f"{key}: {reason}" if isinstance(value, dict) and value else f"{key} = {_shown(value)}: {reason}"

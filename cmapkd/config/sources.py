@@ -258,8 +258,8 @@ class OwnConfig(PublicConfig):
         None,
         exclude_if=lambda value: value is None,  # the addresses of earlier experiments stay as they are
         unit="share",
-        description="splits to divide from what is `train` otherwise, e.g. `{val: 0.1, test: 0.1}`: by a hash of `seed` and each "
-        "image's key, near duplicates (`overlap_distance`) on one side; null: splits are folders or a column",
+        description="splits that are divided from `train`, e.g. `{val: 0.1, test: 0.1}`: by a hash of `seed` and each image's "
+        "key, near duplicates (`overlap_distance`) on one side; null: splits are folders or a column",
     )
     licence: str = Field("not stated", min_length=1, description="conditions of the data, kept in the manifest")
     attribution: str = Field("not stated", min_length=1, description="whom to credit, kept in the manifest")

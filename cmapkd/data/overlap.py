@@ -130,9 +130,7 @@ def _joined(starts: np.ndarray, counts: np.ndarray, order: np.ndarray) -> Iterat
         yield i, order[starts[i] + place - (ends[i] - counts[i])]
 
 
-def alike(
-    first: Fingerprints, second: Fingerprints, distance: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def alike(first: Fingerprints, second: Fingerprints, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of images that both hashes call near duplicates.
 
     Returns:

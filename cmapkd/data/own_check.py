@@ -42,7 +42,7 @@ _OTHER_NAMES = {
     "train": ("training",),
 }
 _IMAGE = ("image", "image_path", "img", "img_path", "picture", "photo", "file_name", "filename", "filepath", "file", "path")
-_CAPTION = ("caption", "captions", "text", "texts", "description", "sentence", "sentences", "alt", "alt_text", "title", "prompt")
+_CAPTION = ("caption", "captions", "text", "texts", "description", "sentence", "sentences", "alt", "alt_text", "title")
 
 
 @dataclass
@@ -80,7 +80,8 @@ def check_folder(folder: str, table: str | None = None) -> Found:
     """
     root = resolve(folder, "FOLDER")
     if not root.is_dir():
-        raise UserError(key="FOLDER", value=folder, reason=f"is not a folder (here {root})", fix="name the folder with the images")
+        fix = "name the folder with the images"
+        raise UserError(key="FOLDER", value=folder, reason=f"is not a folder (here {root})", fix=fix)
     found = Found()
     found.options = {"source": "own", "root": portable(ResolvedPath(root, folder))}
     images = find_images(root)
@@ -138,7 +139,7 @@ def _headers(root: Path, images: list[Path]) -> list[str]:
             f"shorter side {shorter[0]} / {median(shorter):g} / {shorter[-1]} px (min / median / max)"
         )
     for what, paths in (
-        ("with transparency (put on `background`, default white)", alpha),
+        ("with an alpha channel (transparent pixels are put on `background`, by default white)", alpha),
         ("with 16 bits or floats (16 bits are scaled to 8, floats are refused)", deep),
         ("that cannot be opened (left out; more than `bad_pictures` stop a build)", damaged),
     ):
@@ -160,14 +161,20 @@ def _duplicates(root: Path, images: list[Path]) -> list[str]:
     shared = [same for same in stems.values() if len(same) > 1]
     lines = []
     if copies:
-        extra = sum(map(len, copies)) - len(copies)
+        count = sum(map(len, copies))
         apart = sum(len({path.relative_to(root).parts[0] for path in same} & set(SPLITS)) > 1 for same in copies)
-        where = f", {apart} of them in several splits" if apart else ""
-        lines.append(f"copies by content: {extra} of {len(copies)} images{where}, e.g. {_names(root, copies[0])}")
+        where = f" ({apart} groups are in several splits)" if apart else ""
+        lines.append(f"images with equal content: {count} in groups of {_range(copies)}{where}, e.g. {_names(root, copies[0])}")
     if shared:
-        lines.append(f"names that differ in the ending only, so that one text is the caption of both: {len(shared)}, e.g. "
-                     f"{_names(root, shared[0])}")  # fmt: skip
+        count = sum(map(len, shared))
+        lines.append(f"images that differ in the ending of their name only: {count}, e.g. {_names(root, shared[0])}")
+        lines[-1] += "; they have the same text"
     return lines
+
+
+def _range(groups: Sequence[Sequence[Path]]) -> str:
+    sizes = sorted(map(len, groups))
+    return f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
 
 
 def _texts(root: Path, images: list[Path], found: Found) -> None:
@@ -189,12 +196,13 @@ def _texts(root: Path, images: list[Path], found: Found) -> None:
     usual = f", {min(counts)} / {median(counts):g} / {max(counts)} a text (min / median / max)" if counts else ""
     found.lines.append(f"captions: {sum(counts)} in {len(counts)} text files of the same name{usual}")
     if without:
-        fix = "a build stops at them: write a .txt or take them out"
-        found.lines.append(f"images without a text: {len(without)}, e.g. {_names(root, without)}; {fix}")
+        found.lines.append(f"images without a text, which stop a build: {len(without)}, e.g. {_names(root, without)}")
     if blank:
         found.lines.append(f"texts without a caption: {len(blank)}, e.g. {_names(root, blank)}")
     if unread:
-        found.lines.append(f"texts that are not UTF-8 or too long: {len(unread)}, e.g. {_names(root, unread)}; a build stops at them")
+        found.lines.append(
+            f"texts that are not UTF-8 or too long, which stop a build: {len(unread)}, e.g. {_names(root, unread)}"
+        )
     lonely = count_lonely_texts(root, images)
     found.lines += [f"texts without an image: {lonely} (not used)"] if lonely else []
     there = [name for name in SPLITS if (root / name).is_dir()]
@@ -213,7 +221,8 @@ def _table(root: Path, name: str, images: int, found: Found) -> None:
     """Captions in a table: which columns, how many images and captions, and the splits by its column."""
     path = root / name
     if not path.is_file() or path.suffix not in FORMS:
-        raise UserError(key="--table", value=name, reason=f"is not a table in {root}", fix=f"name a file with {', '.join(FORMS)}")
+        fix = f"name a file that ends with {', '.join(FORMS)}"
+        raise UserError(key="--table", value=name, reason=f"is not a table in {root}", fix=fix)
     is_parquet = path.suffix == ".parquet"
     head = parquet.columns(path, "own: table") if is_parquet else read_head(path, _IMAGE, _error)
     found.lines.append(f"table: {name} with the columns {', '.join(head)}")
@@ -242,7 +251,7 @@ def _table(root: Path, name: str, images: int, found: Found) -> None:
             missing += [] if (root / entry.picture).is_file() else [entry.picture]
     found.lines.append(f"captions: {texts} for the {sum(counts.values())} images that the table names")
     found.lines += [f"images without a caption: {len(without)}, e.g. {_named(without)}"] if without else []
-    found.lines += [f"images that the table names and that are missing: {len(missing)}, e.g. {_named(missing)}"] if missing else []
+    found.lines += [f"images of the table that are missing: {len(missing)}, e.g. {_named(missing)}"] if missing else []
     unnamed = images - (sum(counts.values()) - len(missing))
     found.lines += [f"images that the table does not name: {unnamed} (not used)"] if unnamed > 0 else []
     _splits(counts, has_split, "the column split", found)

@@ -1,7 +1,7 @@
 """Divides the images of one folder or table into splits: by a hash of each key, near duplicates on one side.
 
 An image's split depends on its own key alone (and on those of its near duplicates), so it stays where it is when others are
-added. Near duplicates (``cmapkd.data.overlap.alike``) and images with equal bytes form groups, directly or through others, and a
+added. Near duplicates (``cmapkd.data.overlap.alike``) and images with equal bytes form groups, directly or through others. A
 group belongs to the split of its smallest key.
 """
 
