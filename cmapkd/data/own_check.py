@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from cmapkd.config.paths import ResolvedPath
 from cmapkd.config.sources import OwnConfig
 from cmapkd.data.pixels import has_alpha, is_deep
 from cmapkd.data.sources.own import FORMS, Own
@@ -30,7 +29,7 @@ from cmapkd.data.sources.public.ignored import is_ignored
 from cmapkd.data.sources.public.tables import read_head
 from cmapkd.errors import UserError
 from cmapkd.files import sha256_of
-from cmapkd.paths import portable, resolve
+from cmapkd.paths import ResolvedPath, portable, resolve
 
 SHARE = 0.1  # proposed for each split that is not there
 HEADERS = 20_000  # images whose header is read; of more, evenly spaced ones
@@ -240,7 +239,8 @@ def _table(root: Path, name: str, images: int, found: Found) -> None:
         found.lines.append(f"images: {rows} rows with the images in the column {image!r}; a build looks at them")
         _splits({"train": rows}, has_split, "the column split", found)
         return
-    counts, without, missing, texts = {}, [], [], 0
+    counts: dict[str, int] = {}
+    without, missing, texts = [], [], 0
     for split in SPLITS:
         entries = list(source.entries(split, Report()))
         counts |= {split: len(entries)} if entries else {}
