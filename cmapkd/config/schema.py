@@ -165,8 +165,8 @@ class ExperimentConfig(Config):
     replaces: tuple[str, ...] | None = Field(
         None,
         exclude=True,  # likewise
-        description="with `extends`: keys of this file that are not merged but replace those of the other file, e.g. "
-        "`[runs, datasets]`: the experiment then has no other runs and data sets than the ones given here",
+        description="with `extends`: keys that are taken from here alone and not merged, e.g. `[runs, datasets]`: the "
+        "experiment then has no other runs and data sets than those given here",
     )
     data_root: PathText | None = Field(
         None,

@@ -6,6 +6,7 @@ source `own`, so what is counted here is what a build meets.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -52,17 +53,23 @@ class Found:
         lines: for people, a fact each.
         options: keys of the data set that reads the folder.
         splits: splits that there are or that `split_shares` makes, training first.
+        captioned: whether there are captions.
+        labelled: whether there are classes.
     """
 
     lines: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     splits: tuple[str, ...] = ("train",)
+    captioned: bool = True
+    labelled: bool = False
 
     def yaml(self, name: str) -> str:
         """The lines of an experiment that read the folder."""
-        content: dict[str, Any] = {"datasets": {name: self.options}, "distillation": [f"{name}/train"]}
-        evaluation = {"retrieval": [f"{name}/test"]} if "test" in self.splits else {}
-        evaluation |= {"validation": [f"{name}/val"]} if "val" in self.splits else {}
+        content: dict[str, Any] = {"datasets": {name: self.options}}
+        content |= {"distillation": [f"{name}/train"]} if self.captioned and "train" in self.splits else {}
+        evaluation = {"retrieval": [f"{name}/test"]} if self.captioned and "test" in self.splits else {}
+        evaluation |= {"validation": [f"{name}/val"]} if self.captioned and "val" in self.splits else {}
+        evaluation |= {"zeroshot": [f"{name}/test"]} if self.labelled and "test" in self.splits else {}
         content |= {"evaluation": evaluation} if evaluation else {}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
@@ -83,6 +90,10 @@ def check_folder(folder: str, table: str | None = None) -> Found:
         raise UserError(key="FOLDER", value=folder, reason=f"is not a folder (here {root})", fix=fix)
     found = Found()
     found.options = {"source": "own", "root": portable(ResolvedPath(root, folder))}
+    try:
+        next(root.iterdir(), None)
+    except OSError as problem:
+        raise _error(root, f"cannot be read: {problem.strerror}", "check its permissions") from None
     images = find_images(root)
     tables = sorted(path.name for path in root.iterdir() if path.suffix in FORMS and not is_ignored(path.name))
     if table is None and tables and not any(path.with_suffix(".txt").is_file() for path in images):
@@ -101,7 +112,7 @@ def check_folder(folder: str, table: str | None = None) -> Found:
         _table(root, table, len(images), found)
     ignored = [path for path in root.rglob("*") if path.is_file() and is_ignored(path.relative_to(root).as_posix())]
     if ignored:
-        found.lines.append(f"ignored files of systems and editors: {len(ignored)}, e.g. {ignored[0].relative_to(root)}")
+        found.lines.append(f"ignored files of systems and editors: {len(ignored)}, e.g. {_names(root, ignored[:1])}")
     return found
 
 
@@ -142,7 +153,7 @@ def _headers(root: Path, images: list[Path]) -> list[str]:
         ("with 16 bits or floats (16 bits are scaled to 8, floats are refused)", deep),
         ("that cannot be opened (left out; more than `bad_pictures` stop a build)", damaged),
     ):
-        lines += [f"images {what}: {len(paths)}, e.g. {paths[0].relative_to(root)}"] if paths else []
+        lines += [f"images {what}: {len(paths)}, e.g. {_names(root, paths[:1])}"] if paths else []
     return lines
 
 
@@ -155,7 +166,8 @@ def _duplicates(root: Path, images: list[Path]) -> list[str]:
         stems[path.with_suffix("")].append(path)
     content: dict[str, list[Path]] = defaultdict(list)
     for path in (path for same in sizes.values() if len(same) > 1 for path in same):
-        content[sha256_of(path)].append(path)
+        with contextlib.suppress(OSError):  # counted with those that cannot be opened
+            content[sha256_of(path)].append(path)
     copies = [same for same in content.values() if len(same) > 1]
     shared = [same for same in stems.values() if len(same) > 1]
     lines = []
@@ -230,14 +242,23 @@ def _table(root: Path, name: str, images: int, found: Found) -> None:
     options = {"table": name}
     options |= {"image_column": image} if image not in (None, "image") else {}
     options |= {"caption_columns": captions} if captions not in ([], ["caption"]) else {}  # type: ignore[dict-item]
+    column = next((one for one in head if one.lower() == "split"), None)
+    options |= {"split_column": column} if column not in (None, "split") else {}  # type: ignore[dict-item]
     found.options |= options
     source = Own(OwnConfig(**{**found.options, "splits": SPLITS, "root": str(root)}), root)
     source.fetch()  # refuses a table without these columns
-    has_split = "split" in head
+    has_split = column is not None
+    found.captioned, found.labelled = bool(captions), "label" in head and bool(source.names)
+    if source.names:
+        found.lines.append(f"classes: {len(source.names)} in classes.txt" + ("" if found.labelled else "; no column label"))
     if source.embedded_table() is not None:
         rows = sum(1 for _ in parquet.rows(path, "own: table", []))
         found.lines.append(f"images: {rows} rows with the images in the column {image!r}; a build looks at them")
-        _splits({"train": rows}, has_split, "the column split", found)
+        if not has_split:
+            _splits({"train": rows}, False, "", found)
+            return
+        by_split = Counter(row[str(column)] or "train" for row in parquet.rows(path, "own: table", [str(column)]))
+        _splits({name: by_split[name] for name in SPLITS if by_split[name]}, True, f"the column {column}", found)
         return
     counts: dict[str, int] = {}
     without, missing, texts = [], [], 0
@@ -250,11 +271,12 @@ def _table(root: Path, name: str, images: int, found: Found) -> None:
             without += [] if kept else [entry.picture]
             missing += [] if (root / entry.picture).is_file() else [entry.picture]
     found.lines.append(f"captions: {texts} for the {sum(counts.values())} images that the table names")
+    found.captioned = texts > 0
     found.lines += [f"images without a caption: {len(without)}, e.g. {_named(without)}"] if without else []
     found.lines += [f"images of the table that are missing: {len(missing)}, e.g. {_named(missing)}"] if missing else []
     unnamed = images - (sum(counts.values()) - len(missing))
     found.lines += [f"images that the table does not name: {unnamed} (not used)"] if unnamed > 0 else []
-    _splits(counts, has_split, "the column split", found)
+    _splits(counts, has_split, f"the column {column}", found)
 
 
 def _splits(counts: dict[str, int], given: bool, where: str, found: Found) -> None:
@@ -275,7 +297,7 @@ def _names(root: Path, paths: Sequence[Path]) -> str:
 
 
 def _named(names: Iterable[str]) -> str:
-    return ", ".join(list(names)[:SHOWN])
+    return ", ".join(name if name.isprintable() else ascii(name) for name in list(names)[:SHOWN])
 
 
 def _error(path: Path, reason: str, fix: str) -> UserError:

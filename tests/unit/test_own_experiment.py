@@ -208,6 +208,25 @@ def test_what_cannot_be_looked_at_is_refused(name: str, reason: str, tmp_path: P
         check_folder(name if name.startswith("~") else str(tmp_path / name))
 
 
+def test_a_table_of_classes_is_for_zero_shot_classification(tmp_path: Path) -> None:
+    make.write(tmp_path / "classes.txt", "dog\ncat\n")
+    make.write(tmp_path / "a.jpg", make.jpeg(1))
+    make.write(tmp_path / "t.csv", "Path,label,Split\na.jpg,dog,test\n")
+    found = check_folder(str(tmp_path))
+    assert "classes: 2 in classes.txt" in found.lines
+    assert "splits by the column Split: test 1" in found.lines
+    options = {"source": "own", "root": str(tmp_path), "table": "t.csv", "image_column": "Path", "split_column": "Split"}
+    assert yaml.safe_load(found.yaml("mine")) == {
+        "datasets": {"mine": {**options, "splits": ["test"]}},
+        "evaluation": {"zeroshot": ["mine/test"]},
+    }
+
+
+def test_names_of_files_do_not_reach_a_terminal_as_they_are(tmp_path: Path) -> None:
+    make.write(tmp_path / "a\x1b[2J.jpg", make.jpeg(1))
+    assert "a\\x1b[2J.jpg" in said("data", "check", str(tmp_path))
+
+
 def test_the_check_does_not_import_torch(tmp_path: Path) -> None:
     script = "import sys; from cmapkd.data.own_check import check_folder; check_folder(sys.argv[1]); "
     script += "assert 'torch' not in sys.modules"

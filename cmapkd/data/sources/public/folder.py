@@ -39,11 +39,13 @@ def read_captions(path: Path, error: Error) -> list[str]:
         error: makes the error for a file, what is wrong with it, and what helps.
 
     Raises:
-        UserError: too large for captions, or not UTF-8.
+        UserError: too large for captions, not UTF-8, or not readable.
     """
-    if path.stat().st_size > MAXIMUM_TEXT:
-        raise error(path, f"has more than {MAXIMUM_TEXT} bytes", "write a caption a line")
     try:
+        if path.stat().st_size > MAXIMUM_TEXT:
+            raise error(path, f"has more than {MAXIMUM_TEXT} bytes", "write a caption a line")
         return re.split(r"\r\n|\n|\r", path.read_text(encoding="utf-8-sig"))  # other separators are a part of the text
     except UnicodeDecodeError as problem:
         raise error(path, f"is not UTF-8: {problem}", "save it as UTF-8") from None
+    except OSError as problem:
+        raise error(path, f"cannot be read: {problem.strerror}", "check its permissions") from None
