@@ -215,7 +215,13 @@ def test_a_table_of_classes_is_for_zero_shot_classification(tmp_path: Path) -> N
     found = check_folder(str(tmp_path))
     assert "classes: 2 in classes.txt" in found.lines
     assert "splits by the column Split: test 1" in found.lines
-    options = {"source": "own", "root": str(tmp_path), "table": "t.csv", "image_column": "Path", "split_column": "Split"}
+    options = {
+        "source": "own",
+        "root": found.options["root"],
+        "table": "t.csv",
+        "image_column": "Path",
+        "split_column": "Split",
+    }
     assert yaml.safe_load(found.yaml("mine")) == {
         "datasets": {"mine": {**options, "splits": ["test"]}},
         "evaluation": {"zeroshot": ["mine/test"]},
