@@ -11,7 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --configfile $(CONFIG) \
   $(if $(SEEDS),--config seeds="[$(shell seq -s , 0 $$(($(SEEDS) - 1)))]")
-REPORT ?= results/$(shell sed -n 's/^name: *//p' $(CONFIG))/report.html
+# Only a name that `cmapkd config check` accepts: the shell reads it.
+REPORT ?= results/$(shell sed -nE 's/^name: *([A-Za-z0-9][A-Za-z0-9_.-]*) *$$/\1/p' $(CONFIG) | head -n 1)/report.html
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help setup paper test unit pipeline cluster workflow-tests lint format clean-environment
@@ -73,6 +74,10 @@ docs: setup ## the documentation as a site in build/docs/ (index.html opens with
 .PHONY: soak
 soak: setup ## disturb a training at random moments and compare it with one left alone (SOAK="--count 20 --ranks 2 --seed 0", SOAK=--slurm: as a job)
 	$(BIN)/python -m tests.pipeline.soak $(SOAK)
+
+.PHONY: fuzz
+fuzz: setup ## read random and damaged files of every kind, and report what is not an explanation (FUZZ="--minutes 60")
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 .PHONY: fullsize
 fullsize: setup ## one step of each method with ViT-L/14 and ViT-B/16 on this machine (5 GB of memory): docs/fullsize.md

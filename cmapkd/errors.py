@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,11 +21,68 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive pickling by default, and data-loader workers pickle their errors.
-        return (_rebuild, (self.key, self.value, self.reason, self.fix))
+        return (_rebuild, (type(self), self.key, self.value, self.reason, self.fix))
 
 
-def _rebuild(key: str, value: object, reason: str, fix: str) -> UserError:
-    return UserError(key=key, value=value, reason=reason, fix=fix)
+class DamagedFileError(UserError, ValueError):
+    """A file whose content cannot be what its name promises. A reader with a substitute for it catches `ValueError`."""
+
+
+def _rebuild(kind: type[UserError], key: str, value: object, reason: str, fix: str) -> UserError:
+    return kind(key=key, value=value, reason=reason, fix=fix)
+
+
+_REFUSED = {  # number of an operating system's error -> words, fix
+    errno.ENOSPC: ("no space is left", "make room"),
+    errno.EDQUOT: ("the quota is used up", "make room, or ask for a larger quota"),
+    errno.EROFS: ("the file system is read-only", "name a folder that can be written"),
+    errno.EIO: ("the disk reports an error", "check the disk"),
+    errno.ESTALE: ("the network file system has gone", "wait for the file system"),
+    errno.EACCES: ("permission is denied", "change its permissions (ls -l), or name another"),
+    errno.EPERM: ("the operation is not permitted", "change its permissions (ls -l), or name another"),
+    errno.ENOENT: ("it does not exist", "make it with the command or rule that writes it, or name another"),
+    errno.ENOTDIR: ("a part of its path is not a folder", "name another"),
+    errno.EISDIR: ("it is a folder, and a file is expected", "name another, or move the folder away"),
+    errno.EEXIST: ("it exists already", "name another, or move it away"),
+    errno.ENOTEMPTY: ("the folder is not empty", "name another, or empty it"),
+    errno.ENAMETOOLONG: ("the name is too long for the file system", "use shorter names"),
+    errno.EINVAL: ("the file system refuses this name or operation", "name another"),
+    errno.ELOOP: ("its links lead in a circle", "remove the links"),
+    errno.EXDEV: ("it is on another file system", "name a folder on the same one"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
+    errno.ENFILE: ("too many files are open on this machine", "close other programs"),
+    errno.EFBIG: ("the file system or a limit (ulimit -f) allows no file of this size", "use another file system"),
+    errno.ETXTBSY: ("a program runs from it", "end the program"),
+    errno.EBUSY: ("it is in use", "end what uses it"),
+    errno.ENODEV: ("it is a device that is not there", "name a file"),
+    errno.ENXIO: ("it is a device that is not there", "name a file"),
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
+
+
+def told_by_system(error: OSError) -> UserError | None:
+    """The user's error for a file that the operating system refuses; None if ``error`` is about something else."""
+    if error.errno not in _REFUSED or (error.filename is None and error.errno not in _FULL):
+        return None
+    reason, fix = _REFUSED[error.errno]
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    room = f" ({free_space(names[0] if names else '.')})" if error.errno in _FULL else ""
+    return UserError(
+        key=" -> ".join(names) or "a file",
+        reason=f"cannot be used: {reason}{room}",
+        fix=f"{fix}, then run the same command again",
+    )
+
+
+def free_space(path: str | os.PathLike[str]) -> str:
+    """How much room there is where a path is, or would be."""
+    for place in (Path(path).absolute(), *Path(path).absolute().parents):
+        try:
+            usage = shutil.disk_usage(place)
+        except OSError:
+            continue
+        return f"{usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free there"
+    return "free space unknown"
 
 
 def nearest(word: str, known: Sequence[str], *, listing: str = "") -> str:

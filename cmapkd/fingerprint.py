@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent
 # its wildcards and a stage's address), the others only report.
 NEUTRAL = (
     "cmapkd.config",
+    "cmapkd.plain_yaml",
     "cmapkd.plan",
     "cmapkd.errors",
     "cmapkd.paths",

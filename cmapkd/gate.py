@@ -73,7 +73,7 @@ def pass_gate(experiment: ExperimentConfig, results: Path) -> list[str]:
     file = home / "metrics" / TEACHER / f"{teacher_seed(experiment)}.json"
     if not file.is_file():
         raise UserError(key=str(file), reason="is not there", fix="evaluate the teacher first: the workflow does")
-    found = compare(experiment, read_json(file)["metrics"])
+    found = compare(experiment, read_json(file, metrics=dict)["metrics"])
     lines = [tell(one) for one in found]
     if failed := [one for one in found if not one["passed"]]:
         tasks = [task for task in _CAUSES if task != "all" and any(one["task"] == task for one in failed)]

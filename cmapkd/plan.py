@@ -7,7 +7,6 @@ data, seed and parent share them: the address is the same, so they are trained o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from cmapkd.config.overlap import overlap_settings
 from cmapkd.config.schedules import StageConfig
 from cmapkd.config.schema import ExperimentConfig, PreprocessingConfig
 from cmapkd.errors import UserError, nearest
-from cmapkd.files import digest, slug
+from cmapkd.files import digest, read_json, slug
 from cmapkd.models import configs
 from cmapkd.paths import portable_text
 
@@ -100,7 +99,7 @@ def model_settings(name: str, key: str) -> dict[str, Any]:
     """
     own = {file.stem: file for file in (CONFIG / "models").glob("*.json")}
     if name in own:
-        content = json.loads(own[name].read_text())
+        content = read_json(own[name], dict, fix="mend the file, or name another model")
         configs.check_patches(f"{key}: {name}", content)
         return {"name": name, "config": content}
     known = [*own, *configs.shipped()]
@@ -122,7 +121,7 @@ def deepspeed_settings(name: str) -> dict[str, Any]:
     if name not in known:
         reason = f"no file {name}.json in config/deepspeed"
         raise UserError(key="training.deepspeed", value=name, reason=reason, fix=nearest(name, list(known)))
-    content = dict(json.loads(known[name].read_text()))
+    content = dict(read_json(known[name], dict, fix="mend the file, or name another one"))
     stage = content.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(
@@ -356,12 +355,13 @@ def _settings(
 
 
 def _check_slugs(plan: Plan) -> None:
-    names: dict[str, str] = {slug(TEACHER): TEACHER}
+    names: dict[str, str] = {slug(TEACHER).lower(): TEACHER}
     for run in plan.runs:
-        other = names.setdefault(slug(run.name), run.name)
+        other = names.setdefault(slug(run.name).lower(), run.name)
         if other != run.name:
+            same = "the same directory name" if slug(other) == slug(run.name) else "a directory name that differs in case alone"
             raise UserError(
                 key=f"runs.{run.name}",
-                reason=f"gets the same directory name as {other!r} ({slug(run.name)})",
+                reason=f"gets {same} as {other!r} ({slug(run.name)})",
                 fix="rename one of them",
             )

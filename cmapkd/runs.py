@@ -73,7 +73,7 @@ def stage_record(directory: Path) -> dict[str, Any]:
     if not (directory / "stage.json").is_file():
         fix = f"train it: cmapkd train {directory.name}, with the same --experiment and --results"
         raise UserError(key=str(directory), reason="this stage is not finished: it has no stage.json", fix=fix)
-    record: dict[str, Any] = read_json(directory / "stage.json")
+    record: dict[str, Any] = read_json(directory / "stage.json", files=dict)
     for name, expected in record["files"].items():
         path = directory / name
         if not path.is_file() or sha256_of(path) != expected:

@@ -6,14 +6,13 @@ there is a SLURM, the queue. It changes nothing and imports no torch, so it may 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmapkd.drivers import look, told
-from cmapkd.files import read_json
+from cmapkd.files import parse_json, read_json
 from cmapkd.plan import TEACHER, Plan, Stage
 from cmapkd.runs import teacher_seed
 from cmapkd.site import Ask, ask, user_name
@@ -182,8 +181,8 @@ def _last_step(path: Path) -> dict[str, float] | None:
         return None
     for line in reversed(lines):
         try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
+            found = parse_json(line, str(path), dict)
+        except ValueError:
             continue
         if isinstance(found, dict) and "step" in found:
             return found

@@ -41,6 +41,11 @@ def quoted(path: str | Path) -> str:
     return shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
 
 
+def as_label(text: str) -> str:
+    """A text as a label of the report, where Snakemake would put a wildcard for `{run}`: an invisible character prevents it."""
+    return text.replace("{", "{\u2060")
+
+
 def config_directory(files: Sequence[str | Path]) -> Path | None:
     """Folder of the experiment's file, where what it extends is looked for first; None without a file."""
     return Path(files[-1]).absolute().parent if files else None
@@ -187,7 +192,7 @@ def part_labels(context: PaperContext, form: str) -> Callable[[Any, Any], dict[s
 
     def labels(wildcards: Any, output: Any) -> dict[str, str]:
         title = read_json(output.json)["title"]
-        return {"part": context.part_title(Path(output.json).stem), "about": title, "as": form}
+        return {"part": context.part_title(Path(output.json).stem), "about": as_label(title), "as": form}
 
     return labels
 
@@ -199,8 +204,8 @@ def run_pages(plan: Plan, home: str) -> list[str]:
 
 
 def run_title(plan: Plan, directory: str) -> str:
-    """A run's name, not that of its folder."""
-    return find_run(plan, directory).name
+    """A run's name, not that of its folder, as a label of the report."""
+    return as_label(find_run(plan, directory).name)
 
 
 def run_page_params(plan: Plan, context: PaperContext, directory: str) -> dict[str, str]:
@@ -212,8 +217,8 @@ def run_page_params(plan: Plan, context: PaperContext, directory: str) -> dict[s
 
 
 def log_title(plan: Plan, step: str, name: str) -> str:
-    """What the job of a log did; the log's own name if it is of no job of this plan."""
-    return logs_of(plan).get(f"{step}/{name}", (name, "", ""))[0]
+    """What the job of a log did, as a label of the report; the log's own name if it is of no job of this plan."""
+    return as_label(logs_of(plan).get(f"{step}/{name}", (name, "", ""))[0])
 
 
 def log_inputs(plan: Plan, home: str) -> list[str]:

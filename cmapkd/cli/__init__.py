@@ -18,6 +18,7 @@ from cmapkd import __version__
 from cmapkd import commands as printed
 from cmapkd.cli import machine, needs
 from cmapkd.cli import paper as commands
+from cmapkd.cli.ending import told_to_users
 from cmapkd.cli.export import export
 from cmapkd.cli.options import (
     DEFAULT,
@@ -25,7 +26,6 @@ from cmapkd.cli.options import (
     Experiment,
     Results,
     check_weights,
-    dataset_named,
     dataset_of,
     home_of,
     needs_of,
@@ -388,8 +388,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cmapkd").setLevel(logging.INFO)
     heed_signals()
-    try:
+    with told_to_users():
         app()
-    except UserError as error:
-        typer.echo(f"error: {printed.completed(str(error), dataset=dataset_named(error))}", err=True)
-        raise SystemExit(2) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -17,10 +17,12 @@ from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.config.tuning import find_tuned, tuned_values
 from cmapkd.errors import UserError, nearest, nearest_path
+from cmapkd.plain_yaml import parse_yaml, read_yaml
 
 LARGEST = 100_000  # values of an experiment; that of mini has 756 with every default written out
 PLANNED = "planned.yaml"  # beside the experiments, and none
 DEEPEST = 40  # no key of an experiment is nested deeper; YAML's aliases can make a mapping hold itself
+MOST = 50  # wrong keys that a message lists
 SHOWN = 100  # characters of a wrong value that a message repeats
 _WHOLE, _NUMBER, _MAPPING = "must be a whole number", "must be a number", "must be a mapping of keys to values"
 _REASONS = {  # pydantic's kind of error -> words for it; what is missing here keeps pydantic's own words
@@ -84,11 +86,7 @@ def load_edited(path: str | Path, changes: Sequence[str]) -> ExperimentConfig:
         for key in keys[:-1]:
             place[key] = dict(place[key]) if isinstance(place.get(key), dict) else {}
             place = place[key]
-        try:
-            place[keys[-1]] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            reason = f"is not a YAML value: {error}".replace("<unicode string>", "the value")
-            raise UserError(key="--change", value=change, reason=reason, fix="check brackets and quotes there") from None
+        place[keys[-1]] = parse_yaml(value, f"--change {name}", fix="quote the value: --change 'KEY=VALUE'")
     return parse_experiment(content, origin=f"{path} with {', '.join(changes)}", directory=path.parent)
 
 
@@ -101,12 +99,9 @@ def inherited_keys(path: str | Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = read_yaml(path)
     except OSError as error:
         raise UserError(key=str(path), reason=f"cannot be read ({error.strerror})", fix=_other_file(path)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, bytes that are no text
-        reason = f"is not valid YAML: {error}".replace("<unicode string>", str(path))  # what YAML calls a text
-        raise UserError(key=str(path), reason=reason, fix="check indentation and quotes there") from None
     if not isinstance(content, dict):
         raise UserError(key=str(path), reason="holds no keys", fix="start from a copy of config/mini.yaml")
     return content
@@ -174,21 +169,6 @@ def effective_text(content: Mapping[str, Any]) -> str:
     return text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice: the first of two runs of one name would vanish without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _outgrows(content: Any) -> bool:
     """Whether there are more than `LARGEST` values, each counted as often as it is referred to.
 
@@ -217,6 +197,8 @@ def _plain(value: Any, origin: str, location: tuple[str, ...]) -> Any:
                 raise UserError(
                     key=key, value=name, reason="is no text, but stands as a key", fix=f"write it in quotes: '{name}'"
                 )
+            if str(name) in result:
+                raise UserError(key=key, value=name, reason="is given twice: as a number and as text", fix="give it once")
             result[str(name)] = _plain(entry, origin, (*location, str(name)))
         return result
     if isinstance(value, list | tuple):
@@ -260,21 +242,35 @@ def _tuned(own: Mapping[str, Any], found: Mapping[str, Any], start: Mapping[str,
 def _resolve_bases(runs: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Replace `base: <run>` by that run's keys; the run's own keys win, mappings are merged key by key."""
 
-    def resolve(name: str, chain: tuple[str, ...]) -> Any:
-        run = runs[name]
-        if not isinstance(run, dict) or "base" not in run:
-            return run
-        key, base, chain = f"{origin}: runs.{name}.base", run["base"], (*chain, name)
-        if not isinstance(base, str) or base not in runs:
-            raise UserError(key=key, value=base, reason="names no run", fix=nearest(str(base), list(runs)))
-        if base in chain:
-            circle = " -> ".join((*chain, base))
-            raise UserError(
-                key=key, value=base, reason=f"is a circle: {circle}", fix="give one of them a `method` and no `base`"
-            )
-        return _merge(resolve(base, chain), {key: value for key, value in run.items() if key != "base"})
+    resolved: dict[str, Any] = {}
 
-    return {name: resolve(name, ()) for name in runs}
+    def resolve(name: str) -> None:
+        chain: list[str] = []  # from the run to the one that has no base, or was resolved before
+        while name not in resolved:
+            run = runs[name]
+            chain.append(name)
+            if not isinstance(run, dict) or "base" not in run:
+                break
+            key, base = f"{origin}: runs.{name}.base", run["base"]
+            if not isinstance(base, str) or base not in runs:
+                raise UserError(key=key, value=base, reason="names no run", fix=nearest(str(base), list(runs)))
+            if base in chain:
+                circle = " -> ".join((*chain, base)) if len(chain) < 10 else f"of {len(chain)} runs"
+                raise UserError(
+                    key=key, value=base, reason=f"is a circle: {circle}", fix="give one of them a `method` and no `base`"
+                )
+            name = base
+        for below in reversed(chain):
+            run = runs[below]
+            if isinstance(run, dict) and "base" in run:
+                own = {key: value for key, value in run.items() if key != "base"}
+                resolved[below] = _merge(resolved[run["base"]], own)
+            else:
+                resolved[below] = run
+
+    for name in runs:
+        resolve(name)
+    return {name: resolved[name] for name in runs}
 
 
 def _merge(base: Any, override: Any) -> Any:
@@ -288,7 +284,8 @@ def _explain(error: ValidationError, origin: str) -> UserError:
     # A list whose entries are wrong counts as too short as well, which would only mislead.
     causes = {detail["loc"][:-1] for detail in details if detail["loc"]}
     lines = [_line(detail) for detail in details if detail["type"] != "too_short" or detail["loc"] not in causes]
-    reason = "is refused:\n" + "\n".join(f"  - {line}" for line in lines)
+    more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
+    reason = "is refused:\n" + "\n".join(f"  - {line}" for line in [*lines[:MOST], *more])
     return UserError(key=origin, reason=reason, fix="config/README.md lists every key with its type, default and unit")
 
 

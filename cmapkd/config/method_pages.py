@@ -14,8 +14,6 @@ All else on a page is written by hand and kept. A method without a page gets one
 from __future__ import annotations
 
 import ast
-import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from typing import Any
 from cmapkd.config import document, load_experiment, methods
 from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.errors import UserError
-from cmapkd.files import write_atomic
+from cmapkd.files import read_json, slug, write_atomic
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -132,8 +130,8 @@ def _measured(tag: str, results: Path) -> Iterator[str]:
     for name, run in load_experiment(results / "experiment.yaml").runs.items():
         if run.method != tag or run.group != "method":
             continue
-        for path in sorted((results / "metrics" / re.sub(r"[^A-Za-z0-9_.-]", "-", name)).glob("*.json")):
-            content = json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((results / "metrics" / slug(name)).glob("*.json")):
+            content = read_json(path, dict)
             cost = content["metrics"]["efficiency"]
             sizes = f"{cost['image_parameters'] / 1e6:.3f} | {cost['total_parameters'] / 1e6:.2f}"
             speed = f"{cost['total_flops'] / 1e9:.4f} | {cost['latency_ms_batch1']:.2f}"

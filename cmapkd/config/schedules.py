@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 from pydantic import Field as PydanticField
 
 from cmapkd.config.base import Config, Field
+from cmapkd.config.names import is_device
 
 
 def _safe_name(value: str) -> str:
@@ -16,6 +17,8 @@ def _safe_name(value: str) -> str:
         raise ValueError(
             "a name becomes a file: up to 100 letters, digits, '_', '-' and '.' only, starting with a letter or digit"
         )
+    if is_device(value):
+        raise ValueError("a file of this name is a device on Windows; use another name")
     return value
 
 

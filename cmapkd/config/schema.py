@@ -11,6 +11,7 @@ from pydantic import model_validator
 from cmapkd.config.base import Config, Field
 from cmapkd.config.evaluation import EvaluationConfig, SplitRef
 from cmapkd.config.methods import AnyMethod, CMAPKDConfig, MethodConfig
+from cmapkd.config.names import check_names, check_texts
 from cmapkd.config.paper import PaperConfig
 from cmapkd.config.paths import PathText, RepositoryPath, WeightsPath
 from cmapkd.config.schedules import DEFAULT_SCHEDULES, Name, StageConfig
@@ -206,6 +207,9 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
+        check_names(self.runs, self.datasets, self.schedules)
+        labels = {f"paper.labels.{key}": text for key, text in self.paper.labels.items()}
+        check_texts({"paper.title": self.paper.title, **labels})
         for run, method in self.runs.items():
             if method.schedule not in self.schedules:
                 hint = nearest(method.schedule, list(self.schedules))

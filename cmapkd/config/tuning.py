@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from cmapkd.config.base import Config, Field
 from cmapkd.config.extend import looked_up
 from cmapkd.errors import UserError
+from cmapkd.plain_yaml import read_yaml
 
 REPOSITORY = Path(__file__).parent.parent.parent
 # The workflow does not say where an experiment's file lies; those of the repository are all in `config`.
@@ -60,8 +59,8 @@ def tuned_values(
         where = " or ".join(str(place) for place in places)
         raise UserError(key=key, value=name, reason=f"there is no file {where}", fix="run `cmapkd tune`, or take the key out")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError) as error:
+        content = read_yaml(path)
+    except (OSError, UserError) as error:
         raise UserError(key=key, value=name, reason=f"{path} cannot be read: {error}", fix="run `cmapkd tune` again") from None
     found = content.get("runs") if isinstance(content, dict) else None
     if not isinstance(found, dict):

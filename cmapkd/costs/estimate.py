@@ -167,7 +167,7 @@ def _cost(plan: Plan, stage: Stage, home: Path) -> StageCost:
     kept = weights if settings["method"]["method"] not in ("teacher_pyramid", "teacher_prompts") else 0.0
     measured = None
     if _done(home, stage):
-        summary = read_json(home / "stages" / stage.address / "stage.json")["summary"]
+        summary = read_json(home / "stages" / stage.address / "stage.json", summary=dict)["summary"]
         if not summary.get("resumed_at"):  # of a resumed one only the last part was timed
             measured = float(summary.get("seconds", 0.0))
     return StageCost(stage, steps, work, kept, 2 * ADAM * weights, measured)
@@ -192,7 +192,8 @@ def _cache_cost(plan: Plan, stage: Stage, home: Path, student: flops.Shapes) -> 
         disk += wide * len(flops.VISUAL) * captions * sizes["text_channels"]
     measured = None
     if _done(home, stage):
-        measured = float(read_json(home / "stages" / stage.address / "stage.json")["provenance"]["wall_seconds"])
+        provenance = read_json(home / "stages" / stage.address / "stage.json", provenance=dict)["provenance"]
+        measured = float(provenance.get("wall_seconds", 0))
     return StageCost(stage, max(1, samples // batch), (0.0, work, 0.0, 1.0), disk, 0.0, measured=measured)
 
 
@@ -204,7 +205,7 @@ def _samples(plan: Plan, reference: str, home: Path) -> int:
     dataset, _, split = reference.partition("/")
     manifest = home / "data" / dataset / "manifest.json"
     if manifest.is_file():
-        return int(read_json(manifest)["splits"][split]["samples"])
+        return int(read_json(manifest, splits=dict)["splits"][split]["samples"])
     if (count := plan.experiment.datasets[dataset].published(split)) is not None:
         return count
     raise UserError(
@@ -216,7 +217,8 @@ def _samples(plan: Plan, reference: str, home: Path) -> int:
 def _data_bytes(manifest: Path) -> float:
     if not manifest.is_file():
         return 0.0
-    return float(sum(shard["bytes"] for split in read_json(manifest)["splits"].values() for shard in split["shards"]))
+    splits = read_json(manifest, splits=dict)["splits"]
+    return float(sum(shard["bytes"] for split in splits.values() for shard in split["shards"]))
 
 
 def _fit(measured: Sequence[StageCost]) -> Any:

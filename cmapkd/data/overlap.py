@@ -245,7 +245,7 @@ def removed_keys(experiment: ExperimentConfig, dataset: str, path: Path) -> Mapp
         raise UserError(
             key="overlap", value=str(path), reason="this data set is distilled on and was not compared yet", fix=fix
         )
-    report = read_json(path)
+    report = read_json(path, settings=str, removed=dict)
     if report.get("settings") != digest(overlap_settings(experiment)):
         raise UserError(key="overlap", value=str(path), reason="was made for other data sets or options", fix=fix)
     found = ((name.partition("/"), keys) for name, keys in report["removed"].items())

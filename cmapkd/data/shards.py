@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from cmapkd.config.paths import path_keys
 from cmapkd.config.sources import SourceConfig
+from cmapkd.data.index import INDEX_VERSION, index_path, misplaced, read_index
 from cmapkd.data.packing import HashedTar, ahead
 from cmapkd.data.sample import Sample
 from cmapkd.errors import UserError
@@ -42,7 +43,6 @@ from cmapkd.fingerprint import fingerprint
 
 MANIFEST = "manifest.json"
 CLASSES = "classes.json"
-INDEX_VERSION = 1
 EXTENSIONS = ("png", "jpg")
 # A USTAR name holds 100 characters; the rest is for the dot and the extension.
 KEY_LENGTH = 90
@@ -160,33 +160,6 @@ def verify(directory: str | Path) -> dict[str, Any]:
                 fix = "run `cmapkd data build` again: it rewrites damaged shards and keeps the others"
                 raise UserError(key="shard", value=str(path), reason=reason, fix=fix)
     return manifest
-
-
-def index_path(shard: Path) -> Path:
-    """``train/000000.tar`` -> ``train/000000.index.json``."""
-    return shard.with_suffix(".index.json")
-
-
-def read_index(shard: Path) -> dict[str, Any]:
-    """The index of a shard.
-
-    Raises:
-        ValueError: it is missing, does not parse or contradicts itself; the message says what.
-    """
-    path = index_path(shard)
-    try:
-        index = read_json(path)
-    except OSError as error:
-        raise ValueError(f"index {path.name} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"index {path.name} is not JSON: {error}") from None
-    if not isinstance(index, dict) or index.get("version") != INDEX_VERSION:
-        raise ValueError(f"index {path.name} is not an index of version {INDEX_VERSION}")
-    columns = [index.get(column) for column in ("keys", "extensions", "images", "records")]
-    lengths = {len(column) if isinstance(column, list) else 0 for column in columns}
-    if lengths != {index.get("samples")}:
-        raise ValueError(f"index {path.name} lists {sorted(lengths)} members for {index.get('samples')} samples")
-    return index
 
 
 def build_digest(source: ShardSource, dataset: str) -> str:
@@ -377,7 +350,7 @@ def _flaw(path: Path, expected: dict[str, Any]) -> str | None:
         return str(error)
     if any(index.get(name) != expected[name] for name in ("samples", "bytes", "sha256")):
         return f"{index_path(path).name} describes another shard"
-    return None
+    return misplaced(path, index)
 
 
 def _finished(directory: Path, build: str) -> dict[str, Any] | None:

@@ -15,12 +15,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
 
+from cmapkd.data.index import read_index
 from cmapkd.data.sample import Question, Sample
-from cmapkd.data.shards import read_index, read_manifest
+from cmapkd.data.shards import read_manifest
 from cmapkd.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 # Open shards (descriptor and index) kept for each split; well below the usual limit of 1024 open files. A shuffle window
 # should span fewer shards than this, or indices are parsed again and again.
 OPEN_SHARDS = 256
+NAME = 100  # bytes at the start of a tar header: the member's name
 
 
 DAMAGED = "run `cmapkd data build` again: it rewrites damaged shards and keeps the others"
@@ -133,13 +136,18 @@ class _Shard:
     def extension(self, i: int) -> str:
         return self.extensions[i] if len(self.extensions) > 1 else self.extensions[0]
 
-    def member(self, place: np.ndarray, what: str) -> bytes:
+    def member(self, place: np.ndarray, what: str, name: str) -> bytes:
+        """Content of a member whose header, the block before it, has this name: else the index is of another sample."""
         offset, size, crc = place.tolist()
-        if offset < 0 or size < 0 or offset + size > self.size:
+        if offset < BLOCKSIZE or size < 0 or offset + size > self.size:
             raise ValueError(f"{what} lies beyond the end of the shard, which has {self.size} of {self.bytes} bytes")
-        data = os.pread(self.descriptor, size, offset)
-        if len(data) != size:
-            raise ValueError(f"{what}: {len(data)} of {size} bytes could be read")
+        read = os.pread(self.descriptor, BLOCKSIZE + size, offset - BLOCKSIZE)
+        if len(read) != BLOCKSIZE + size:
+            raise ValueError(f"{what}: {max(0, len(read) - BLOCKSIZE)} of {size} bytes could be read")
+        found = read[:NAME].partition(b"\0")[0].decode(errors="replace")
+        if found != name:
+            raise ValueError(f"{what}: the index leads to {found!r}")
+        data = memoryview(read)[BLOCKSIZE:].tobytes()
         if zlib.crc32(data) != crc:
             raise ValueError(f"{what} is damaged (CRC-32 differs from the index)")
         return data
@@ -202,8 +210,9 @@ class Split:
         if isinstance(shard, str):
             raise CorruptSample(self._path(i), f"number {row}", shard)
         try:
-            image = shard.member(shard.images[row], "the picture")
-            record = json.loads(shard.member(shard.records[row], "the record"))
+            key = shard.key(row)
+            image = shard.member(shard.images[row], "the picture", f"{key}.{shard.extension(row)}")
+            record = json.loads(shard.member(shard.records[row], "the record", f"{key}.json"))
         except OSError as error:
             raise CorruptSample(self._path(i), shard.key(row), f"cannot be read: {error.strerror}") from None
         except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -150,14 +150,14 @@ def _check(directory: Path, files: Sequence[str], splits: Sequence[Split]) -> No
     result = directory / RESULT
     if not result.is_file():
         raise UserError(key="teacher.cache", value=str(directory), reason="is not there, or not finished", fix="make it first")
-    content = read_json(result)
+    content = read_json(result, data=dict, rests_on=dict, bytes=dict)
     reason = None
     data = {split.name.partition("/")[0]: split.digest for split in splits}
     if content["data"] != data:
         reason = "was made from other shards than those that are there now"
     for parent, known in content["rests_on"].items():
         before = directory.parent / parent / RESULT
-        if not before.is_file() or read_json(before)["files"] != known:
+        if not before.is_file() or read_json(before, files=dict)["files"] != known:
             reason = f"was made by another teacher than the one that is there now ({parent})"
     for file in files:
         size = content["bytes"].get(file)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
+
+from cmapkd.files import parse_json
 
 POINTS = 100
 
@@ -20,7 +21,8 @@ def read_curves(log: Path, points: int = POINTS) -> dict[str, np.ndarray]:
     """
     if not log.is_file():
         return {}
-    rows = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+    lines = enumerate(log.read_text(encoding="utf-8").splitlines(), 1)
+    rows = [parse_json(line, f"{log}, line {number}", dict) for number, line in lines if line.strip()]
     if not rows:
         return {}
     names = [name for name in rows[0] if all(name in row for row in rows)]

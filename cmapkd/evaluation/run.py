@@ -54,7 +54,7 @@ def evaluate_run(plan: Plan, directory: str, results: Path) -> Path:
     run = find_run(plan, directory)
     home = results / experiment.name
     source = home / "runs" / run.directory
-    history = read_json(source / RUN)
+    history = read_json(source / RUN, stages=list)
     settings = plan.stages[run.stages[-1]].settings
     name = settings["model"]["name"]
     check_student(source, history)

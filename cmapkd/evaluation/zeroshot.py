@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def read_prompts(directory: str | Path) -> ClassPrompts:
         raise UserError(
             key=str(path), reason="this data set has no zero-shot classes", fix="take its splits out of `evaluation.zeroshot`"
         )
-    content = read_json(path)
+    content = read_json(path, classes=list, templates=list)
     names, templates = (tuple(content.get(key, ())) for key in ("classes", "templates"))
     if not names or not templates or not all("{}" in template for template in templates):
         raise UserError(
@@ -63,7 +64,8 @@ def build_classifier(
         model,
         tokenizer,
         list(prompts.names),
-        list(prompts.templates),
+        # As functions: a template is text of a data set, not a format string.
+        [partial(str.replace, template, "{}") for template in prompts.templates],
         num_classes_per_batch=max(1, batch_size // len(prompts.templates)),
         device=device,
     )

@@ -55,7 +55,7 @@ class Finished:
     @property
     def config(self) -> Mapping[str, Any]:
         """open_clip's configuration of the student: ``model_cfg`` and ``preprocess_cfg``."""
-        content: Mapping[str, Any] = read_json(self.directory / STUDENT / CONFIG)
+        content: Mapping[str, Any] = read_json(self.directory / STUDENT / CONFIG, model_cfg=dict, preprocess_cfg=dict)
         return content
 
     @property
@@ -66,7 +66,7 @@ class Finished:
     @property
     def embed_dim(self) -> int:
         """Size of the embeddings: the student's, or the teacher's where it is used with the teacher's text tower."""
-        content = read_json(self.directory / (DEPLOYED_TEACHER if self.deploys_teacher else STUDENT) / CONFIG)
+        content = read_json(self.directory / (DEPLOYED_TEACHER if self.deploys_teacher else STUDENT) / CONFIG, dict)
         return int(content["model_cfg"]["embed_dim"])
 
     @property
@@ -119,7 +119,7 @@ def finished(plan: Plan, name: str, results: Path, experiment: Path | None = Non
     if not (directory / RUN).is_file():
         reason = f"is not finished: {done} of its {len(run.stages)} stages are trained, and {directory / RUN} is missing"
         raise UserError(key="run", value=run.directory, reason=reason, fix=make)
-    history = read_json(directory / RUN)
+    history = read_json(directory / RUN, stages=list)
     trained = [stage["address"] for stage in history["stages"]]
     if trained != list(run.stages):
         reason = f"was made with other settings: its stages are {', '.join(trained)}, the experiment's {', '.join(run.stages)}"

@@ -57,7 +57,7 @@ def verify(directory: Path) -> dict[str, Any]:
     path = directory / RECORD
     if not path.is_file():
         raise UserError(key=str(directory), reason=f"has no {RECORD}", fix="export the run again")
-    record: dict[str, Any] = read_json(path)
+    record: dict[str, Any] = read_json(path, files=dict)
     found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()} - {RECORD, *NOTES}
     odd = sorted(found ^ set(record["files"]))
     odd += [name for name, sha256 in record["files"].items() if name in found and sha256_of(directory / name) != sha256]

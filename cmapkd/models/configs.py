@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import UserError
+from cmapkd.files import read_json
 
 # Tokenizers that open_clip names by model although their vocabularies are one.
 _FAMILIES = (r"timm/ViT-.+-(SigLIP2?(?:-i18n)?)(?:-\d+)?", r"(xlm-roberta)-(?:base|large)", r"facebook/(nllb-200)-.+")
@@ -28,7 +28,7 @@ def content_of(name: str, config: Mapping[str, Any] | None) -> Mapping[str, Any]
     """The configuration itself: ``config``, or open_clip's of that name; None where open_clip is not installed."""
     if config is not None or name not in shipped():
         return config
-    content: Mapping[str, Any] = json.loads(shipped()[name].read_text())
+    content: Mapping[str, Any] = read_json(shipped()[name], dict)
     return content
 
 

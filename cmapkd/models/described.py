@@ -201,7 +201,11 @@ def _preprocessing(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
-    return tuple(map(float, value)) if isinstance(value, list | tuple) and value else None
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    if len(value) != 3:
+        raise ValueError(f"{len(value)} numbers instead of those of three channels")
+    return tuple(map(float, value))
 
 
 def _plain(value: Any) -> Any:

@@ -204,7 +204,7 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     Mean and deviation of the pictures belong to weights, not to an architecture: pretrained ones may be used to others.
     """
     model.load_state_dict(load_file(directory / WEIGHTS))
-    open_clip.set_model_preprocess_cfg(model, read_json(directory / CONFIG)["preprocess_cfg"])
+    open_clip.set_model_preprocess_cfg(model, read_json(directory / CONFIG, preprocess_cfg=dict)["preprocess_cfg"])
 
 
 def tokenizer_of(name: str) -> Any:

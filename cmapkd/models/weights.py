@@ -115,9 +115,7 @@ def examine(path: Path, key: str) -> tuple[Given, WeightsDescription]:
     shapes = {name: tuple(value.shape) for name, value in given.state.items()}
     found = of_shapes(shapes, kind, given.openai)
     if given.hugging_face and (folder / HF_CONFIG).is_file():
-        preprocess = folder / HF_PREPROCESS
-        preprocessor = read_description(preprocess, key) if preprocess.is_file() else {}
-        stated = of_hugging_face(_clip_config(folder, key), preprocessor, f"{kind} with {HF_CONFIG}")
+        stated = _hugging_face_config(folder, key, f"{kind} with {HF_CONFIG}")
         stated = _agreed(stated, found, folder / HF_CONFIG, key)
         if path.is_dir() and (folder / CONFIG).is_file():  # of the same weights in the other form
             stated = _agreed(_open_clip_config(folder / CONFIG, key, stated.form), stated, folder / CONFIG, key)
@@ -131,6 +129,16 @@ def _agreed(stated: WeightsDescription, found: WeightsDescription, file: Path, k
     """What a file states of the weights next to it, which it must describe."""
     check(replace(found, form="next to it"), stated, file.name, key, str(file))
     return stated.completed(found)
+
+
+def _hugging_face_config(folder: Path, key: str, form: str) -> WeightsDescription:
+    preprocess = folder / HF_PREPROCESS
+    preprocessor = read_description(preprocess, key) if preprocess.is_file() else {}
+    try:
+        return of_hugging_face(_clip_config(folder, key), preprocessor, form)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        reason = f"or its {HF_PREPROCESS} is not in the form of transformers"
+        raise UserError(key=key, value=str(folder / HF_CONFIG), reason=reason, fix="download both again") from None
 
 
 def _open_clip_config(file: Path, key: str, form: str) -> WeightsDescription:
@@ -159,7 +167,8 @@ def _clip_config(folder: Path, key: str) -> dict[str, Any]:
             key=key, value=str(folder), reason=reason, fix="name weights of CLIP, whole, as open_clip or as CLIPModel"
         )
     for tower in ("text_config", "vision_config"):
-        epsilon = (config.get(tower) or {}).get("layer_norm_eps", LAYER_NORM_EPS)
+        settings = config.get(tower) or {}
+        epsilon = settings.get("layer_norm_eps", LAYER_NORM_EPS) if isinstance(settings, dict) else LAYER_NORM_EPS
         if epsilon != LAYER_NORM_EPS:
             reason = f"its {tower} has layer_norm_eps {epsilon!r}, open_clip's models have {LAYER_NORM_EPS}"
             raise UserError(key=key, value=str(folder), reason=reason, fix="name other weights")

@@ -262,7 +262,7 @@ def read_part(context: PaperContext, name: str) -> dict[str, Any]:
     """
     path = context.paper / f"{name}.json"
     try:
-        content: dict[str, Any] = read_json(path)
+        content: dict[str, Any] = read_json(path, dict)
     except FileNotFoundError as error:
         raise UserError(key=str(path), reason="is not built yet", fix=f"make it: {context.recompute(path)}") from error
     except ValueError as error:

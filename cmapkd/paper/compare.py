@@ -188,7 +188,7 @@ def _stages(side: Side) -> dict[str, dict[str, Any]]:
     found = {}
     for address in run.stages:
         record = side.context.results / "stages" / address / "stage.json"
-        settings = read_json(record)["settings"] if record.is_file() else plan.stages[address].settings
+        settings = read_json(record, settings=dict)["settings"] if record.is_file() else plan.stages[address].settings
         name = settings.get("stage", {}).get("name", address.rpartition("-")[0])
         found[name] = {key: value for key, value in settings.items() if key not in ADDRESSES}
     return found

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from cmapkd.files import write_atomic
 from cmapkd.paper.compare import Comparison
 from cmapkd.paper.compare_text import interval_of, meaning, number_row, shorter
-from cmapkd.paper.figures.style import paper_style
+from cmapkd.paper.figures.style import paper_style, plain
 
 COLORS = ("#0072b2", "#d55e00")  # of the first and the second run: told apart by the colour-blind, too
 STYLE = """
@@ -80,7 +80,7 @@ def picture(found: Comparison) -> bytes:
 def _losses(axes: Axes, found: Comparison) -> None:
     positive = True
     for color, name, stages in zip(COLORS, (found.first, found.second), found.curves, strict=False):
-        start, label = 0.0, name
+        start, label = 0.0, plain(name)
         for curve in stages:
             axes.plot(start + curve.steps, curve.loss, color=color, label=label)
             label = "_"  # one entry in the legend for each run
@@ -98,11 +98,11 @@ def _losses(axes: Axes, found: Comparison) -> None:
 
 def _forest(axes: Axes, found: Comparison) -> None:
     shown = [(number.name, number.interval) for number in found.numbers if number.interval is not None]
-    axes.set_title(f"{found.first} - {found.second}, 95 % interval ({interval_of(found)})", fontsize=7)
+    axes.set_title(f"{plain(found.first)} - {plain(found.second)}, 95 % interval ({interval_of(found)})", fontsize=7)
     axes.axvline(0, color="0.6", linewidth=0.6)
     for place, (_, interval) in enumerate(shown):
         axes.plot((interval.low, interval.high), (place, place), color=COLORS[0])
         axes.plot(interval.difference, place, "o", markersize=3, color=COLORS[0])
-    axes.set_yticks(range(len(shown)), [shorter(name) for name, _ in shown])
+    axes.set_yticks(range(len(shown)), [plain(shorter(name)) for name, _ in shown])
     axes.invert_yaxis()
     axes.set_xlabel("percentage points")

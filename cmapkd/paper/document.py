@@ -17,7 +17,9 @@ PREAMBLE = r"""% paper.tex: made by cmapkd from metric files.
 \pdftrailerid{}
 \pdfsuppressptexinfo=-1
 \documentclass[10pt]{article}
+\usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
+\usepackage{lmodern}
 \usepackage[a4paper,textwidth=122mm,textheight=193mm]{geometry}  % text area of LNCS
 \usepackage{amsmath,amssymb}
 \usepackage{booktabs}

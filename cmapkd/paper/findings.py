@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import UserError
-from cmapkd.files import sha256_of
+from cmapkd.files import read_json, sha256_of
 
 SHOWN_CELLS = 3  # cells that one problem names; of a changed file there may be hundreds
 
@@ -118,7 +117,7 @@ class Findings:
         if path not in self._parsed:
             self._parsed[path] = None
             try:
-                content = json.loads(path.read_bytes())
+                content = read_json(path)
             except FileNotFoundError:
                 self.problem(path, missing, fix)
             except (OSError, ValueError) as error:

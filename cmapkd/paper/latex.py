@@ -5,23 +5,18 @@ A table file stands alone in any document with booktabs and graphicx; it shrinks
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from cmapkd.errors import UserError
 from cmapkd.files import slug
 from cmapkd.paper.cells import Cell, Column, Panel, Row, Table, Text, decimals_of, number_of
+from cmapkd.paper.characters import latex_of
 
 Significance = Callable[[Table, str, str], bool]  # (table, row, column) -> is this row significantly the best
 
-SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "→": r"$\rightarrow$", "↔": r"$\leftrightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "±": r"$\pm$",
-    "−": r"$-$", "≥": r"$\geq$", "≤": r"$\leq$", "ρ": r"$\rho$", "–": "--", "—": "---",
-    "·": r"$\cdot$", "Δ": r"$\Delta$", **{c: f"$^{{{d}}}$" for c, d in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True)},
-    "“": "``", "”": "''", "’": "'", "\n": " ",
-}  # fmt: skip
 ARROWS = {"up": r"$\,\uparrow$", "down": r"$\,\downarrow$", "": ""}
+_APART = "\0"
 DASH = "---"
 PLANNED = "planned, not measured"
 MARKS = "*†‡§¶"
@@ -29,8 +24,9 @@ MARK_LATEX = {"*": r"\ast", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", 
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX."""
-    return "".join(SPECIAL.get(character, character) for character in text)
+    """Plain text as LaTeX: no character is a command, and pairs such as `--` are not joined into another one."""
+    apart = re.sub(r"(?<=[-'`,!?])(?=[-'`,])", _APART, text)
+    return "".join("{}" if character == _APART else latex_of(character) for character in apart)
 
 
 def render_table(table: Table, significance: Significance | None = None) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmapkd.files import write_atomic
+from cmapkd.files import parse_json, write_atomic
 from cmapkd.paper.html import entries, nested, page, paragraph, plain_table, section, source
 from cmapkd.plan import TEACHER, Plan
 from cmapkd.runs import teacher_seed
@@ -70,7 +69,10 @@ def _cost(benchmark: Path | None) -> str:
     """Snakemake's benchmark of a job's last run."""
     if benchmark is None or not benchmark.is_file() or not (lines := benchmark.read_text().strip().splitlines()):
         return ""
-    cost: dict[str, Any] = json.loads(lines[-1])
+    try:
+        cost: dict[str, Any] = parse_json(lines[-1].replace("NaN", "null"), str(benchmark), dict)
+    except ValueError:
+        return ""
     named = {"s": "wall time [s]", "cpu_time": "CPU time [s]", "max_rss": "largest memory [MiB]"}
     return entries({label: cost[key] for key, label in named.items() if isinstance(cost.get(key), int | float)})
 

@@ -6,7 +6,6 @@ running anything, and the digests in the tables' JSON are those of the metric fi
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,12 @@ from cmapkd.paper.cells import number_of
 from cmapkd.paper.context import KEPT_BY, KEPT_FILE, TEACHER, PaperContext
 from cmapkd.paper.metrics import Metrics
 
+_ESCAPES = str.maketrans(
+    {
+        **{character: f"&#{ord(character)};" for character in "&<>`$"},
+        **{character: f"\\{character}" for character in "\\*_[]{}#|"},
+    }
+)
 ARROWS = {"up": " ↑", "down": " ↓", "": ""}
 WEIGHTS = ("teacher.pretrained", "student.init")  # paths that addresses of stages depend on
 LARGEST = 2_000_000  # [bytes] of one file that is kept
@@ -92,10 +97,12 @@ def render_page(context: PaperContext, metrics: Metrics, tables: Sequence[Mappin
     """The page: what was run, with which code and data, and every table."""
     files = [metrics.file(TEACHER, context.teacher_seed, "README.md")]
     files += [metrics.file(run.name, seed, "README.md") for run in context.runs for seed in context.seeds]
-    commits = sorted({f"`{str(f.provenance.get('commit'))[:12]}`{_dirty(f.provenance)}" for f in files})
-    data = sorted({f"{name} `{str(value)[:12]}`" for f in files for name, value in f.provenance["data_digests"].items()})
+    commits = sorted({f"{code(str(f.provenance.get('commit'))[:12])}{_dirty(f.provenance)}" for f in files})
+    data = sorted(
+        {f"{plain(name)} {code(str(value)[:12])}" for f in files for name, value in f.provenance["data_digests"].items()}
+    )
     stages = {stage["address"]: stage for f in files for stage in f.provenance["stages"] if isinstance(stage, Mapping)}
-    trained = sorted({f"`{str(stage.get('commit'))[:12]}`{_dirty(stage)}" for stage in stages.values()})
+    trained = sorted({f"{code(str(stage.get('commit'))[:12])}{_dirty(stage)}" for stage in stages.values()})
     hours = sum(float(stage.get("wall_seconds", 0)) for stage in stages.values()) / 3600
     lines = [
         f"# Results of `{context.name}`",
@@ -120,25 +127,25 @@ def markdown_table(table: Mapping[str, Any], link: Callable[[str, str], str] | N
     heading = (
         f"Table {name.removeprefix('table')}: {table['title']}" if name.removeprefix("table").isdigit() else table["title"]
     )
-    lines = [f"## {heading}", "", _plain(table["caption"])]
+    lines = [f"## {plain(heading)}", "", plain(table["caption"])]
     panels = list(dict.fromkeys(column["panel"] for column in table["columns"]))
     for panel in panels:
         columns = [column for column in table["columns"] if column["panel"] == panel]
         if panel:
-            lines += ["", f"**{_plain(panel)}**"]
-        heads = [_plain(" ".join(filter(None, (c["group"], c["header"])))) + ARROWS[c["direction"]] for c in columns]
+            lines += ["", f"**{plain(panel)}**"]
+        heads = [plain(" ".join(filter(None, (c["group"], c["header"])))) + ARROWS[c["direction"]] for c in columns]
         lines += ["", "| " + " | ".join(["", *heads]) + " |", "|" + "---|" * (len(columns) + 1)]
         shown = columns[0].get("rows") or [row["row"] for row in table["rows"]]
         for row in (row for row in table["rows"] if row["row"] in shown):
             cells = [_cell(table, row["row"], column, link) for column in columns]
-            lines.append("| " + " | ".join([_plain(row["label"]), *cells]) + " |")
+            lines.append("| " + " | ".join([plain(row["label"]), *cells]) + " |")
     return lines
 
 
 def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any], link: Callable[[str, str], str] | None = None) -> str:
     text = table.get("texts", {}).get(row, {}).get(column["column"])
     if text is not None:
-        return _plain(text["text"])
+        return plain(text["text"])
     cell = table["cells"].get(row, {}).get(column["column"])
     if cell is None:
         return "–"
@@ -152,8 +159,18 @@ def _cell(table: Mapping[str, Any], row: str, column: Mapping[str, Any], link: C
     return {"best": f"**{shown}**", "second": f"<u>{shown}</u>"}.get(mark, shown)
 
 
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace(os.linesep, "; ").replace("\n", "; ")
+def plain(text: object) -> str:
+    """A text as it is within a line of Markdown, whatever it holds: no HTML, link, formula, code or end of a table's cell.
+
+    Python-Markdown, which makes the site, knows no backslash before `<`, `&` and `$`; entities are read by all.
+    """
+    lines = str(text).splitlines()
+    return "; ".join(line.translate(_ESCAPES) for line in lines)
+
+
+def code(text: object) -> str:
+    """A text as code within a line, in a table as well."""
+    return f"`{str(text).replace('`', chr(39)).replace('|', '/').replace(chr(10), ' ')}`"
 
 
 def _dirty(record: Mapping[str, Any]) -> str:

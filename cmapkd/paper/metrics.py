@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from cmapkd.errors import UserError, nearest
+from cmapkd.errors import DamagedFileError, UserError, nearest
+from cmapkd.files import parse_json, read_json
 from cmapkd.paper.cells import Cell, Parent
 from cmapkd.paper.context import TEACHER, PaperContext
 
@@ -72,7 +72,7 @@ class Metrics:
             if path.name.startswith("."):
                 continue  # a file that is just being written
             try:
-                content = json.loads(path.read_bytes())
+                content = read_json(path, dict)
                 key = (content["run"], content["seed"])
                 claims.setdefault(key, []).append(path)
             except (ValueError, KeyError, TypeError):
@@ -314,9 +314,9 @@ def _cell(values: list[float], parents: list[Parent], recipe: str) -> Cell:
 
 def _parse(raw: bytes, path: Path, cell: str, again: str) -> dict[str, Any]:
     try:
-        content = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except (ValueError, UnicodeDecodeError) as error:
-        what = "is empty" if not raw.strip() else f"is truncated or not valid JSON: {error}"
+        content = parse_json(raw, str(path))
+    except DamagedFileError as error:
+        what = "is empty" if not raw.strip() else f"is truncated or not valid JSON: {error.reason}"
         raise _error(path, what, cell, again) from error
     if not isinstance(content, dict):
         raise _error(path, "is not a JSON object", cell, again)
@@ -330,18 +330,6 @@ def _parse(raw: bytes, path: Path, cell: str, again: str) -> dict[str, Any]:
 
 def _made_by(file: MetricFile) -> str:
     return f"make the results with them: {file.again.partition(': ')[2]}"
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that a result may have")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return content
 
 
 def _descend(file: MetricFile, keys: Sequence[str], cell: str) -> Any:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 
-import yaml
-
 from cmapkd.errors import UserError
 from cmapkd.paper.cells import Cell, Parent
 from cmapkd.paper.context import PLANNED_FILE, PaperContext
+from cmapkd.plain_yaml import parse_yaml
 
 PREFIX = "planned:"
 
@@ -38,7 +37,7 @@ def planned_cells(context: PaperContext, table: str, row: str) -> dict[str, Cell
     raw = path.read_bytes()
     sha256 = hashlib.sha256(raw).hexdigest()
     try:
-        numbers = yaml.safe_load(raw)[table].get(row, {})
+        numbers = parse_yaml(raw.decode(), str(path))[table].get(row, {})
         return {
             column: Cell(
                 value=float(value),
@@ -49,7 +48,7 @@ def planned_cells(context: PaperContext, table: str, row: str) -> dict[str, Cell
             )
             for column, value in numbers.items()
         }
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             key=str(path), reason=f"cannot be read for {table} / {row}: {error}", fix="restore it from the repository"
         ) from error

@@ -61,7 +61,7 @@ def _history(context: PaperContext, run: Run) -> Mapping[str, Any]:
     """``run.json``, which must tell of the stages that the plan has."""
     path = context.results / "runs" / context.directories[run.name] / str(run.seed) / RUN
     try:
-        content: Mapping[str, Any] = read_json(path)
+        content: Mapping[str, Any] = read_json(path, stages=list)
     except (OSError, ValueError) as error:
         raise UserError(key=str(path), reason=f"cannot be read: {error}", fix=f"make it: {context.recompute(path)}") from error
     found = [stage["address"] for stage in content["stages"]]

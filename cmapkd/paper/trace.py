@@ -6,14 +6,13 @@ is missing or changed, a value that its parents do not give) is refused.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import UserError, nearest
-from cmapkd.files import sha256_of
+from cmapkd.files import read_json, sha256_of
 from cmapkd.paper.build import read_part
 from cmapkd.paper.cells import Cell, Parent, Text
 from cmapkd.paper.context import EXPERIMENT_FILE, PaperContext
@@ -181,7 +180,7 @@ def _parent(context: PaperContext, table: str, parent: Parent, cell: str) -> dic
     found["kind"] = "measured"
     metric_file = context.metric_file(parent.run, parent.seed)
     if metric_file.is_file():
-        found["provenance"] = json.loads(metric_file.read_bytes()).get("provenance", {})
+        found["provenance"] = read_json(metric_file, dict).get("provenance", {})
         found["commands"] = _commands(context, metric_file, found["provenance"])
     return found
 
@@ -205,7 +204,7 @@ def _experiment(context: PaperContext, table: str, parent: Parent, cell: str, ag
 
 def _value(path: Path, parent: Parent) -> Any:
     """The number or text now at the parent's keys; None for anything larger."""
-    value: Any = json.loads(path.read_bytes())
+    value: Any = read_json(path)
     for key in parent.keys:
         if not isinstance(value, dict) or key not in value:
             raise UserError(key=parent.file, value=key, reason="no longer holds this key", fix="build the table again")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.data.shards import CLASSES, MANIFEST, read_index
+from cmapkd.data.index import misplaced, read_index
+from cmapkd.data.shards import CLASSES, MANIFEST
 from cmapkd.files import digest, read_json
 from cmapkd.imported import replaced
 from cmapkd.paper.context import PaperContext
@@ -163,6 +164,8 @@ def _check_shard(
     findings.counts["files"] += 1
     if any(index.get(name) != shard[name] for name in ("samples", "bytes", "sha256")):
         findings.problem(path.with_suffix(".index.json"), f"describes another shard than {MANIFEST}", fix)
+    elif deep and (reason := misplaced(path, index)) is not None:
+        findings.problem(path.with_suffix(".index.json"), reason, fix)
 
 
 # ---- stages ---------------------------------------------------------------------------------------------------------------

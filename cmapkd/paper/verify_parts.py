@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cmapkd.errors import UserError
+from cmapkd.files import parse_json
 from cmapkd.paper.algorithms import compute_algorithm
 from cmapkd.paper.build import document_text, drawing_text, numbers_text, read_part, table_files
 from cmapkd.paper.context import EXPERIMENT_FILE, PLANNED_FILE, PaperContext
@@ -24,6 +23,7 @@ from cmapkd.paper.findings import Findings
 from cmapkd.paper.metrics import Metrics
 from cmapkd.paper.tables import compute_table
 from cmapkd.paper.verify_kept import KeptMetrics, NotKept, check_array, check_pages, check_tests
+from cmapkd.plain_yaml import parse_yaml
 
 RELATIVE = 1e-9
 NUMBERS = ("cells", "texts")  # of a table's JSON, what arrays are not needed for
@@ -165,8 +165,8 @@ def _holds(path: Path, keys: list[str], parsed: dict[Path, Any]) -> bool:
                     parsed[path] = dict.fromkeys(archive.files)
             else:
                 raw = path.read_bytes()
-                parsed[path] = json.loads(raw) if path.suffix == ".json" else yaml.safe_load(raw)
-        except (OSError, ValueError, yaml.YAMLError):
+                parsed[path] = parse_json(raw, str(path)) if path.suffix == ".json" else parse_yaml(raw.decode(), str(path))
+        except (OSError, ValueError, UserError):
             parsed[path] = None
     value = parsed[path]
     if path.suffix == ".npz":

@@ -49,14 +49,15 @@ class Failures:
     def known(self) -> list[dict[str, Any]]:
         """Failures so far, oldest first."""
         content = _read(self.directory / FILE)
-        return list(content["failures"]) if content.get("origin") == self.origin else []
+        found = content.get("failures") if content.get("origin") == self.origin else None
+        return [entry for entry in found if _whole(entry)] if isinstance(found, list) else []
 
     def gather(self) -> list[dict[str, Any]]:
         """Put what the attempt before left behind into the record; all failures that count. On one rank."""
         found = [] if self.attempt == 1 else self.known()
-        left = {path: _read(path) for path in sorted(self.directory.glob("failed-*.json"))}
+        left = {path: _report(path) for path in sorted(self.directory.glob("failed-*.json"))}
         reports = [report for report in left.values() if report.get("origin") == self.origin]
-        running = _read(self.directory / RUNNING)
+        running = _report(self.directory / RUNNING, kind=KILLED, reason="")
         if not reports and running.get("origin") == self.origin:
             reports = [{**running, "kind": KILLED, "reason": "killed from outside, or its node was lost"}]
         reports.sort(key=lambda report: _ORDER.index(report["kind"]))
@@ -142,6 +143,22 @@ def was_stopped(directory: Path) -> bool:
 def lost_a_rank(error: BaseException) -> bool:
     """Whether ``error`` is how a rank learns that another one is gone."""
     return any(text in str(error) for text in _GONE)
+
+
+def _report(path: Path, **default: str) -> dict[str, Any]:
+    """What an attempt left behind; nothing where the record is damaged."""
+    content = {**default, **_read(path)}
+    return content if _whole(content) else {}
+
+
+def _whole(report: Any) -> bool:
+    """Whether a report of a failure has all that is read of it."""
+    kinds = {"kind": str, "reason": str, "checkpoint": int, "rank": int, "host": str}
+    return (
+        isinstance(report, dict)
+        and all(isinstance(report.get(key), kind) for key, kind in kinds.items())
+        and (report["kind"] in _ORDER)
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """One process trains a stage. A requeued job and the ghost of its first life never both write.
 
-The lock is a file made with O_CREAT | O_EXCL, which is atomic on local file systems and on NFS 3 and later; `flock` is not
-used, since many clusters' file systems leave it out. It names its holder, whose heart beats by touching it. A lock is taken
-over when its heart has stopped for long, by the file system's own clock, or when its process on this machine is gone. Who
-lost the lock finds another's word in it: the checkpoints it writes have names of their own until that was looked at.
+The lock is a file that is written under another name and linked to its own, which is atomic on local file systems and on NFS
+(without hard links: O_CREAT | O_EXCL); `flock` is not used, since many clusters' file systems leave it out. It names its
+holder, whose heart beats by touching it. A lock is taken over when its heart has stopped for long, by the file system's own
+clock, or when its process on this machine is gone. Who lost the lock finds another's word in it: the checkpoints it writes
+have names of their own until that was looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -21,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.errors import UserError
-from cmapkd.files import write_json
+from cmapkd.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 FILE = "lock.json"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # by file systems without hard links
 
 
 class LostLock(UserError):  # noqa: N818 - as the errors it is one of are named by what happened
@@ -58,6 +61,7 @@ class StageLock:
         self.beat = min(20.0, stale / 6) if beat is None else beat
         self.token = secrets.token_hex(8)
         self.lost = self.waited = self.held = False
+        self._seen: tuple[tuple[float, object], float] | None = None  # a beat from the future, and when it was first seen
         self._done = threading.Event()
         self._heart: threading.Thread | None = None
 
@@ -86,6 +90,7 @@ class StageLock:
                 told = self.waited = True
             time.sleep(self.poll)
         self.held = True
+        self._remove_left()
         self._heart = threading.Thread(target=self._live, name="lock", daemon=True)
         self._heart.start()
         return self
@@ -101,7 +106,7 @@ class StageLock:
     def holder(self) -> dict[str, Any] | None:
         """Who holds the lock; None if nobody does. A file cut short by a kill names nobody, and ages like any other."""
         try:
-            content = json.loads(self.path.read_text())
+            content = read_json(self.path)
         except FileNotFoundError:
             return None
         except ValueError:
@@ -132,14 +137,35 @@ class StageLock:
             )
 
     def _create(self) -> bool:
+        """Make the lock, complete at once: written under another name and linked. On a full disk nothing is left."""
+        own = self.path.with_name(f".{FILE}.{self.token}")
         try:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            _write_new(own, json.dumps(self._about()))
+            try:
+                os.link(own, self.path)
+            except FileExistsError:
+                return own.stat().st_nlink > 1  # NFS may repeat a request that had succeeded
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._create_in_place()
+            return True
+        finally:
+            own.unlink(missing_ok=True)
+
+    def _remove_left(self) -> None:
+        """Remove what processes left that were killed while they made the lock."""
+        with contextlib.suppress(OSError):
+            for left in self.path.parent.glob(f".{FILE}.*"):
+                if self._now() - left.stat().st_mtime > self.stale:
+                    left.unlink(missing_ok=True)
+
+    def _create_in_place(self) -> bool:
+        """The same on a file system without hard links."""
+        try:
+            _write_new(self.path, json.dumps(self._about()))
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps(self._about()))
-            file.flush()
-            os.fsync(file.fileno())
         return True
 
     def _about(self) -> dict[str, Any]:
@@ -158,6 +184,11 @@ class StageLock:
             silent = self._now() - self.path.stat().st_mtime
         except FileNotFoundError:
             return None
+        if silent < 0:  # stamped in the future: a clock was set back, so this process's own clock counts
+            seen = (self.path.stat().st_mtime, holder.get("token"))
+            if self._seen is None or self._seen[0] != seen:
+                self._seen = (seen, time.monotonic())
+            silent = time.monotonic() - self._seen[1]
         return f"whose heart stopped {silent / 60:.1f} minutes ago" if silent > self.stale else None
 
     def _now(self) -> float:
@@ -197,6 +228,19 @@ class StageLock:
                 os.utime(self.path)
 
 
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist; nothing is left of it where the disk refuses."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def identity() -> dict[str, Any]:
     """This process, so that another on the same machine can tell whether it still lives."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "space": _space()}
@@ -214,7 +258,8 @@ def _gone(holder: dict[str, Any]) -> bool:
     """Whether the process is surely gone: known only of the same boot and process space, which containers have of their own."""
     if holder.get("host") != socket.gethostname() or holder.get("space") != _space() or _space() is None:
         return False
-    return _born(int(holder["pid"])) != holder.get("born")
+    pid = holder.get("pid")
+    return isinstance(pid, int) and _born(pid) != holder.get("born")  # without a number, it ages like any other
 
 
 def _born(pid: int) -> str | None:

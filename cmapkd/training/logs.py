@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cmapkd.files import write_atomic
+from cmapkd.files import parse_json, write_atomic
 from cmapkd.objectives.base import Terms
 from cmapkd.training import distributed
 
@@ -145,8 +145,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
+            found.append(parse_json(text, str(path), dict))
+        except ValueError:
             continue
     return found
 

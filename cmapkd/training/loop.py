@@ -1,7 +1,6 @@
 """Train one stage: the loop. It does data, steps, logs and checkpoints, and knows nothing of distillation.
 
-What may happen to it on the way has modules of its own: `stopping` (signals, time limit), `locks` (one process for each
-stage), `failures` (what went wrong, how often), `retries` (not finite), `memory` (out of memory), `storage` (disk).
+Modules of their own: `stopping` (signals, limits), `locks` (one process a stage), `failures`, `retries`, `memory`, `storage`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from cmapkd.data.stream import Stream, batches
 from cmapkd.data.taught import Taught
 from cmapkd.data.transforms import TrainTransform
 from cmapkd.errors import UserError
-from cmapkd.files import digest, read_json
+from cmapkd.files import read_json
 from cmapkd.plan import Stage, deepspeed_settings, uncut
 from cmapkd.provenance import Start
 from cmapkd.training import checkpoints, distributed, teacher_cache, zero3
@@ -34,7 +33,7 @@ from cmapkd.training.failures import Failures
 from cmapkd.training.locks import LostLock, StageLock
 from cmapkd.training.logs import TrainingLog
 from cmapkd.training.memory import Halvings
-from cmapkd.training.results import code_of, data_digests, finish, import_pretrained, parents_files
+from cmapkd.training.results import code_of, finish, import_pretrained, origin_of
 from cmapkd.training.retries import NotFinite, Retries
 from cmapkd.training.stages import RESULT, Prepared, derive_seed, prepare
 from cmapkd.training.stopping import Budget, Interrupted, Signals
@@ -131,7 +130,7 @@ def _begin(lock: StageLock, stage: Stage) -> tuple[bool, str]:
     with writing(lock.path, "nothing was begun"):
         lock.__enter__()
     result = lock.path.with_name(RESULT)
-    if lock.waited and result.is_file() and read_json(result).get("code") == code_of(stage.method):
+    if lock.waited and result.is_file() and read_json(result, dict).get("code") == code_of(stage.method):
         log.info("%s: finished meanwhile", stage.label)
         return True, lock.token
     return False, lock.token
@@ -149,22 +148,14 @@ def _train(
     attempt: int,
     started: Start,
 ) -> None:
-    summary: dict[str, Any] = {"steps": 0}
-    bad: dict[str, Any] = {}
+    summary, bad = dict[str, Any](steps=0), dict[str, Any]()
     saved = directory / "checkpoints"
-
-    def parents() -> dict[str, dict[str, str]]:
-        return parents_files(stage, results / "stages") if distributed.rank() == 0 else {}
-
-    rests_on = distributed.together(parents, "comparing the parents of the stage with their digests")[0]
-    data = data_digests(stage, results)
-    origin = digest({"code": code_of(stage.method), "settings": stage.settings, "data": data, "parents": rests_on})
+    rests_on, origin = origin_of(stage, results)
     failures = Failures(saved, origin, stage.label, attempt)
     # The cut of the batch is no setting of the stage: it may be another one at each start.
     deepspeed = deepspeed_settings(options.deepspeed)
     if uncut(deepspeed) != stage.settings["deepspeed"]:
         deepspeed = stage.settings["deepspeed"]
-    share = stage.settings["training"]["global_batch"] // distributed.world_size()
 
     def look_back() -> None:
         """What the attempt before left: three failures of one kind stop here, one for memory halves the micro-batch."""
@@ -175,6 +166,7 @@ def _train(
                 halvings().take(failures.fresh["reason"])
 
     def halvings() -> Halvings:
+        share = stage.settings["training"]["global_batch"] // distributed.world_size()
         accumulation = int(deepspeed.get("gradient_accumulation_steps", 1))
         return Halvings(saved, origin, options.oom_retries, stage.label, share, accumulation)
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from cmapkd.errors import UserError
-from cmapkd.files import read_json, write_json
+from cmapkd.files import checked, read_json, write_json
 
 log = logging.getLogger(__name__)
 FILE = "oom-retries.json"
@@ -34,8 +33,9 @@ class Halvings:
         self.directory, self.origin, self.limit, self.label = directory, origin, limit, label
         self.samples, self.configured = samples, accumulation
         path = directory / FILE
-        content = read_json(path) if path.is_file() else {}
-        self.taken: list[dict[str, Any]] = list(content["retries"]) if content.get("origin") == origin else []
+        content = read_json(path, origin=str, retries=list) if path.is_file() else {}
+        known = content["retries"] if content.get("origin") == origin else []
+        self.taken = [checked(entry, f"{path}: retries", reason=str, accumulation=int) for entry in known]
 
     @property
     def accumulation(self) -> int:

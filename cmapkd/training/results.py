@@ -16,6 +16,7 @@ from cmapkd.paths import names_path, resolve
 from cmapkd.plan import Stage
 from cmapkd.provenance import Start, collect
 from cmapkd.runs import stage_record
+from cmapkd.training import distributed
 from cmapkd.training.stages import MODEL, OBJECTIVE, RESULT, Prepared, save_objective
 
 # The configuration has the preprocessing and the activation, which decide numbers as the weights do.
@@ -120,6 +121,20 @@ def parents_files(stage: Stage, stages: Path) -> dict[str, dict[str, str]]:
         UserError: a parent is not finished, or one of its files is another one than it wrote.
     """
     return {parent: stage_record(stages / parent)["files"] for parent in stage.parents}
+
+
+def origin_of(stage: Stage, results: Path) -> tuple[dict[str, dict[str, str]], str]:
+    """What a training starts from: digests of its parents' files, and one digest of code, settings, data and these.
+
+    Rank 0 compares the files. A checkpoint of another origin is not resumed from.
+    """
+
+    def compared() -> dict[str, dict[str, str]]:
+        return parents_files(stage, results / "stages") if distributed.rank() == 0 else {}
+
+    rests_on = distributed.together(compared, "comparing the parents of the stage with their digests")[0]
+    data = data_digests(stage, results)
+    return rests_on, digest({"code": code_of(stage.method), "settings": stage.settings, "data": data, "parents": rests_on})
 
 
 def data_digests(stage: Stage, results: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from cmapkd.errors import UserError
-from cmapkd.files import read_json, write_json
+from cmapkd.files import checked, read_json, write_json
 from cmapkd.training import checkpoints, distributed
 
 log = logging.getLogger(__name__)
@@ -94,5 +94,6 @@ class Retries:
 def _read(path: Path, origin: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    content = read_json(path)
-    return list(content["retries"]) if content["origin"] == origin else []
+    content = read_json(path, origin=str, retries=list)
+    known = content["retries"] if content["origin"] == origin else []
+    return [checked(entry, f"{path}: retries", step=int, reason=str, restarted_at=int, lr_factor=float) for entry in known]

@@ -8,12 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cmapkd.errors import UserError
+from cmapkd.errors import UserError, free_space
 
 _ERRORS = {
     errno.ENOSPC: "no space is left",
@@ -65,7 +64,7 @@ def disk_error(error: Exception, path: Path, kept: str, needs: int = 0) -> UserE
     wanted = f", and the file takes {needs / 1e6:,.1f} MB" if needs else ""
     return UserError(
         key=str(path),
-        reason=f"cannot be written: {_ERRORS[number]} ({_free(path)}{wanted})",
+        reason=f"cannot be written: {_ERRORS[number]} ({free_space(path)}{wanted})",
         fix=f"make room or have the file system mended, then run the same command again; {kept}",
     )
 
@@ -84,12 +83,3 @@ def _number(error: BaseException) -> int | None:
         return int(found.group(1))
     named = {os.strerror(number): number for number in _ERRORS}
     return next((number for text, number in named.items() if text in str(error)), None)
-
-
-def _free(path: Path) -> str:
-    there = next((parent for parent in (path, *path.parents) if parent.exists()), Path("/"))
-    try:
-        usage = shutil.disk_usage(there)
-    except OSError:
-        return "free space unknown"
-    return f"{usage.free / 1e6:,.1f} of {usage.total / 1e6:,.1f} MB are free there"

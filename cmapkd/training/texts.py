@@ -38,7 +38,7 @@ class TrainingTexts:
         result = []
         for directory in dict.fromkeys(split.directory for split in self.stream.splits):
             path = directory / "classes.json"
-            content = read_json(path) if path.is_file() else {"classes": [], "templates": []}
+            content = read_json(path, classes=list, templates=list) if path.is_file() else {"classes": [], "templates": []}
             for name in content["classes"]:
-                result.append(torch.as_tensor(self.stream.tokenizer([t.format(name) for t in content["templates"]])))
+                result.append(torch.as_tensor(self.stream.tokenizer([t.replace("{}", name) for t in content["templates"]])))
         return result

@@ -11,7 +11,9 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from cmapkd.config.schema import ExperimentConfig
+from cmapkd.errors import UserError
 from cmapkd.files import write_atomic
+from cmapkd.plain_yaml import read_yaml
 from cmapkd.tuning.space import nested
 from cmapkd.tuning.study import DIVERGED, LOCK, finished, locked, open_storage
 
@@ -49,8 +51,8 @@ def write_record(experiment: ExperimentConfig, folder: Path, out: Path, search: 
 def _kept(out: Path, experiment: str) -> dict[str, Any]:
     """Entries of the file as it is."""
     try:
-        content = yaml.safe_load(out.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        content = read_yaml(out)
+    except (OSError, UserError):
         return {}
     if not isinstance(content, dict) or content.get("experiment") != experiment or not isinstance(content.get("runs"), dict):
         return {}

@@ -82,7 +82,7 @@ def make_task(experiment: ExperimentConfig, run: str, results: Path) -> Task:
     # Trial 0 stands for the run's configuration: its stages hold the method's options, schedule, length, seed and teacher.
     conditions = {
         "stages": [plan.stages[address].settings for address in plan.runs[0].stages],
-        "teacher": {address: read_json(home / "stages" / address / "stage.json")["files"] for address in teacher},
+        "teacher": {address: read_json(home / "stages" / address / "stage.json", files=dict)["files"] for address in teacher},
         "space": {key: [search.low, search.high, search.log] for key, search in space.items()},
         "search": {key: value for key, value in search_settings(experiment).items() if key != "trials"},
         "data": data,
@@ -162,7 +162,7 @@ def run_trial(experiment: ExperimentConfig, run: str, results: Path, index: int,
             shutil.rmtree(own)
             raise Diverged(f"{error.key}: {error.reason}") from error
         raise
-    last = read_json(own / "stages" / plan.runs[0].stages[-1] / "stage.json")["summary"].get("last", {})
+    last = read_json(own / "stages" / plan.runs[0].stages[-1] / "stage.json", summary=dict)["summary"].get("last", {})
     shutil.rmtree(own)
     return Outcome(sum(scores.values()) / len(scores), scores, last.get("loss"))
 

@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 
 from cmapkd.config import load_experiment
 from cmapkd.paper.experiment import paper_context
-from cmapkd.paper.markdown import markdown_table
+from cmapkd.paper.markdown import code, markdown_table, plain
 
 TITLE = "Results"
 KEPT = Path(__file__).parents[1] / "results"
@@ -76,24 +76,24 @@ def runs_page(home: Path) -> Iterator[str]:
     for path in sorted(home.glob("metrics/*/*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         made, name = content["provenance"], path.relative_to(home).as_posix()
-        yield from ("", f"## {content['run']}, seed {content['seed']} {{ #{_anchor(name)} }}")
+        yield from ("", f"## {plain(content['run'])}, seed {content['seed']} {{ #{_anchor(name)} }}")
         yield from ("", "| what | value |", "|---|---|")
         facts = {
             "file": f"`docs/results/{home.name}/{name}`",
-            "SHA-256": f"`{digests[name]}`" if name in digests else "no table names it",
-            "evaluated by": f"`{made['commit']}`{' with uncommitted changes' if made['dirty'] else ''}",
-            "configuration": f"`{made['config_digest']}`",
-            "data": ", ".join(f"{name} `{digest}`" for name, digest in made["data_digests"].items()),
-            "machine": f"{content['metrics'].get('efficiency', {}).get('device', made['host'])}",
-            "evaluated at": f"{made['started']}, {made['wall_seconds']:g} s",
-            "command": f"`{made['command']}`",
-            "versions": ", ".join(f"{package} {version}" for package, version in made["versions"].items()),
+            "SHA-256": code(digests[name]) if name in digests else "no table names it",
+            "evaluated by": f"{code(made['commit'])}{' with uncommitted changes' if made['dirty'] else ''}",
+            "configuration": code(made["config_digest"]),
+            "data": ", ".join(f"{plain(name)} {code(digest)}" for name, digest in made["data_digests"].items()),
+            "machine": plain(content["metrics"].get("efficiency", {}).get("device", made["host"])),
+            "evaluated at": f"{plain(made['started'])}, {made['wall_seconds']:g} s",
+            "command": code(made["command"]),
+            "versions": ", ".join(plain(f"{package} {version}") for package, version in made["versions"].items()),
         }
         yield from (f"| {key} | {value} |" for key, value in facts.items())
         yield from ("", "| trained in | what | commit | began | seconds |", "|---|---|---|---|---|")
         for stage in made["stages"]:
-            cells = (f"`{stage['address']}`", stage["label"], f"`{str(stage.get('commit'))[:12]}`")
-            yield f"| {' | '.join(cells)} | {stage.get('started', '–')} | {stage.get('wall_seconds', '–')} |"
+            cells = (code(stage["address"]), plain(stage["label"]), code(str(stage.get("commit"))[:12]))
+            yield f"| {' | '.join(cells)} | {plain(stage.get('started', '–'))} | {stage.get('wall_seconds', '–')} |"
 
 
 def _digests(home: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     experiment["runs"] = {ODD: {"method": "kd"}, "-rf": {"method": "scratch"}, **experiment["runs"]}
     experiment["export"] = [ODD]
     experiment["datasets"]["own"] = {"source": "own", "root": f"data/{ODD}", "splits": ["train"]}
+    (checkout.root / "data" / ODD).mkdir(parents=True)  # a folder that is not there is refused at the start
     (checkout.root / "odd.yaml").write_text(yaml.safe_dump(experiment))
     yield checkout
     shutil.rmtree(checkout.root.parent, ignore_errors=True)

@@ -160,9 +160,16 @@ def preprocessing(tree: Tree) -> tuple[Path, str]:
 def shard(tree: Tree) -> tuple[Path, str]:
     path = tree.home / "data" / "emoji_scenes" / "train" / "000000.tar"
     raw = bytearray(path.read_bytes())
-    raw[10] ^= 1
+    raw[515] ^= 1  # of the first member's content
     path.write_bytes(bytes(raw))
     return path, "manifest.json says"
+
+
+def shard_index(tree: Tree) -> tuple[Path, str]:
+    """Two images change places in the index: each would be read under the caption of the other."""
+    path = tree.home / "data" / "emoji_scenes" / "train" / "000000.index.json"
+    edit_json(path, lambda content: content["images"].reverse())
+    return path, "states another place for a than the tar"
 
 
 def classes(tree: Tree) -> tuple[Path, str]:
@@ -199,6 +206,6 @@ BREAKAGES: list[Callable[[Tree], tuple[Path, str]]] = [
     metric_value, truncated_arrays, missing_metrics, table_value, table_text, printed_number, macro, document,
     no_parents, lost_cell, two_data, trained_on_other_data, two_codes, two_evaluations, missing_stage,
     missing_teacher_pyramid, settings, weights, student, trained_again, teacher_trained_again,
-    preprocessing, shard, classes, stranger, double,
+    preprocessing, shard_index, shard, classes, stranger, double,
     other_evaluation, other_schedule,
 ]  # fmt: skip

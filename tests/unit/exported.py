@@ -32,9 +32,10 @@ def tree(directory: Path, run: str = RUN, **changes: Any) -> Tree:
 def give(made: Tree, run: str, model: torch.nn.Module, name: str) -> None:
     """Make ``model`` the result of a run at seed 0."""
     record = made.stage(run)
-    weights = record.parent / "model" / towers.WEIGHTS
-    towers.save(model, name, record.parent / "model")
-    edit_json(record, lambda content: content["files"].update({f"model/{towers.WEIGHTS}": sha256_of(weights)}))
+    folder = record.parent / "model"
+    towers.save(model, name, folder)
+    made_now = {f"model/{file}": sha256_of(folder / file) for file in (towers.WEIGHTS, towers.CONFIG)}
+    edit_json(record, lambda content: content["files"].update(made_now))
     collect_run(made.plan, f"{run}/0", made.home.parent)
 
 

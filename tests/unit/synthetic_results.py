@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import yaml
 
 from cmapkd.config import load_experiment, parse_experiment
 from cmapkd.config.schema import ExperimentConfig
-from cmapkd.data.shards import INDEX_VERSION
+from cmapkd.data.index import INDEX_VERSION
+from cmapkd.data.packing import HashedTar
 from cmapkd.files import digest, sha256_of, write_json
 from cmapkd.fingerprint import fingerprint
 from cmapkd.paper.build import build_document, build_figure, build_table
@@ -89,16 +91,22 @@ def write_paper(tree: Tree) -> None:
 
 
 def _write_data(directory: Path) -> str:
-    """Two shards whose bytes are no tar (nothing here reads pictures); returns the manifest's digest."""
+    """Two shards of two samples whose bytes are not images (nothing here reads them); returns the manifest's digest."""
     splits = {}
     for split in ("train", "test_render"):
         path = directory / split / "000000.tar"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(f"shard of {split}".encode() * 100)
-        about = {"samples": 1, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        columns = {"keys": ["a"], "extensions": ["png"], "images": [[0, 1, 2]], "records": [[3, 4, 5]]}
+        keys, images, records = ["a", "b"], [], []
+        with HashedTar(path) as tar:
+            for key in keys:
+                for extension, places in (("json", records), ("png", images)):
+                    data = f"{split} {key}.{extension}".encode()
+                    places.append([*tar.add(f"{key}.{extension}", data), zlib.crc32(data)])
+            tar.finish()
+        about = {"samples": 2, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        columns = {"keys": keys, "extensions": ["png", "png"], "images": images, "records": records}
         write_json(path.with_suffix(".index.json"), {"version": INDEX_VERSION, "shard": path.name, **about, **columns})
-        splits[split] = {"samples": 1, "shards": [{"path": f"{split}/{path.name}", **about}]}
+        splits[split] = {"samples": 2, "shards": [{"path": f"{split}/{path.name}", **about}]}
     classes = {"classes": ["cat", "dog"], "templates": ["a picture of {}"]}
     write_json(directory / "classes.json", classes)
     hashes = {split: [shard["sha256"] for shard in record["shards"]] for split, record in splits.items()}

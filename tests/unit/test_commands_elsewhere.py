@@ -303,7 +303,7 @@ def test_mistakes_in_yaml_name_the_file(clone: Path, monkeypatch: pytest.MonkeyP
         text = said("plan", "-e", "config/own.yaml")
         assert "unicode string" not in text
         assert 'in "config/own.yaml"' in text
-    assert "is not a YAML value" in said("plan", "--change", "runs.KD.lr_scale=[1")
+    assert "is not valid YAML" in said("plan", "--change", "runs.KD.lr_scale=[1")
 
 
 # ---- messages of code that knows only part of a command --------------------------------------------------------------------

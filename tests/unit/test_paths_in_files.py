@@ -19,6 +19,7 @@ TOP = re.compile(
 # What every Linux has, or what the product's own images have.
 SYSTEM = (
     "/bin", "/boot", "/dev/full", "/dev/fd", "/dev/null", "/dev/nvidiactl", "/dev/shm", "/dev/stderr", "/dev/stdout",
+    "/dev/zero",
     "/etc/apptainer", "/etc/apt", "/etc/dpkg", "/etc/machine-id", "/etc/passwd", "/etc/ssl/certs", "/etc/subuid", "/lib",
     "/opt/cmapkd", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/local/bin", "/usr/local/sbin", "/usr/sbin", "/usr/share",
     "/var/cache", "/var/lib", "/var/log",
@@ -32,7 +33,7 @@ BARE = (
 EXAMPLES = (
     "/data/a", "/data/coco", "/data/me", "/data/photos", "/data/vqa", "/home/guest", "/home/me", "/home/somebody",
     "/home/visitor", "/mnt/data", "/path/to", "/scratch/me", "/scratch/mea", "/scratch/menu", "/scratch/my",
-    "/scratch/results", "/usr/g",
+    "/scratch/results", "/usr/g", "/workflow/profiles",
 )  # fmt: skip
 
 

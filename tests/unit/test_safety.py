@@ -120,7 +120,7 @@ def dangerous(source: str) -> list[str]:
             found.append(called)
         if called in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
             found.append(called)
-        if called == "yaml.load" and given.get("Loader") not in ("_Loader", "yaml.SafeLoader"):
+        if called == "yaml.load" and given.get("Loader") not in ("_Loader", "yaml.SafeLoader", "yaml.BaseLoader"):
             found.append(called)
         if given.get("shell") == "True" or (called.endswith((".extractall", ".extract")) and given.get("filter") != "'data'"):
             found.append(called)

@@ -9,6 +9,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_source import FakeConfig, FakeSource, write_fake
@@ -16,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmapkd.data import packing, shards
+from cmapkd.data.index import index_path, misplaced, read_index
 from cmapkd.data.sample import Sample
-from cmapkd.data.shards import index_path, read_index, read_manifest, safe_key, verify, write_dataset
+from cmapkd.data.shards import read_manifest, safe_key, verify, write_dataset
 from cmapkd.data.split import CorruptSample, Split
 from cmapkd.errors import UserError
 from cmapkd.files import sha256_of
@@ -317,3 +319,27 @@ def test_the_build_digest_depends_on_what_decides_the_bytes(monkeypatch: pytest.
     assert one != shards.build_digest(FakeSource(), "other")
     monkeypatch.setattr(FakeSource, "provenance", lambda self: [{"version": "2"}])
     assert one != shards.build_digest(FakeSource(), "fake")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda index: index["images"].reverse(), "another place for"),
+        (lambda index: index["records"][0].__setitem__(1, 1), "another place for"),
+        (lambda index: index["keys"].__setitem__(0, "other"), "does not describe its tar"),
+        (lambda index: index["extensions"].__setitem__(0, "jpg"), "does not describe its tar"),
+        (lambda index: index["images"].__setitem__(0, None), "does not describe its tar"),
+        (lambda index: [index[name].pop() for name in ("keys", "extensions", "images", "records")], "leaves out"),
+    ],
+)
+def test_an_index_that_differs_from_its_tar_is_named(tmp_path: Path, change: Any, reason: str) -> None:
+    directory = write_fake(tmp_path)
+    shard = directory / "train" / "000000.tar"
+    index = read_index(shard)
+    assert misplaced(shard, index) is None
+    change(index)
+    assert reason in str(misplaced(shard, index))
+    index["samples"] = len(index["keys"])
+    index_path(shard).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="index"):
+        verify(directory)

@@ -81,7 +81,8 @@ def test_a_stage_of_weights_finds_the_file_by_what_its_address_has(tmp_path: Pat
     train_stage(stage, results, TrainingConfig())
     record = (results / "stages" / stage.address / "stage.json").read_text()
     assert str(user) not in record
-    assert json.loads(record)["source"] == {"file": "w.safetensors", "sha256": sha256_of(user / "w.safetensors")}
+    source, sha256 = json.loads(record)["source"], sha256_of(user / "w.safetensors")
+    assert (source["file"], source["sha256"], source["files"]) == ("w.safetensors", sha256, {"w.safetensors": sha256})
 
 
 def test_a_directory_without_weights_is_no_start(tmp_path: Path) -> None:

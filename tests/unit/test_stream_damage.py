@@ -16,7 +16,7 @@ import torch
 from fake_source import png, write_fake
 from test_stream import stream
 
-from cmapkd.data.shards import index_path, read_index
+from cmapkd.data.index import index_path, read_index
 from cmapkd.data.split import BadSamples, CorruptSample, Split
 from cmapkd.data.stream import batches
 from cmapkd.errors import UserError
@@ -61,6 +61,11 @@ def damage(directory: Path, kind: str, number: int = 2) -> tuple[Path, str, str]
         index["images"][row][1] = 10**12
         index_path(shard).write_text(json.dumps(index))
         return shard, key, "beyond the end of the shard"
+    elif kind in ("index_swaps_images", "index_swaps_records"):
+        places = index[kind.rpartition("_")[2]]
+        places[row], places[row + 1] = places[row + 1], places[row]
+        index_path(shard).write_text(json.dumps(index))
+        return shard, key, "the index leads to"
     else:
         raise AssertionError(kind)
     shard.write_bytes(data)
@@ -69,6 +74,7 @@ def damage(directory: Path, kind: str, number: int = 2) -> tuple[Path, str, str]
 
 KINDS = ["flipped_picture", "flipped_record", "truncated", "missing"]
 KINDS += ["index_missing", "index_garbage", "index_short", "index_of_another", "index_overflow", "index_beyond"]
+KINDS += ["index_swaps_images", "index_swaps_records"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

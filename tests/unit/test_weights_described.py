@@ -219,3 +219,21 @@ def test_descriptions_that_cannot_be_read_are_errors(content: bytes, tmp_path: P
     (made / weights.CONFIG).write_bytes(content)
     with pytest.raises(UserError, match=weights.CONFIG):
         towers.create("tiny-forms-True", forms.CONFIG, str(made))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", '{"model_type": "clip", "text_config": 3}'),
+        ("config.json", '{"model_type": "clip", "vision_config": {"patch_size": {}}}'),
+        ("preprocessor_config.json", '{"image_mean": [0.5]}'),
+        ("preprocessor_config.json", '{"image_mean": ["a", "b", "c"]}'),
+        ("preprocessor_config.json", "version https://git-lfs.github.com/spec/v1"),
+    ],
+)
+def test_descriptions_of_transformers_that_make_no_sense_are_errors(file: str, content: str, tmp_path: Path) -> None:
+    made = _hugging_face(tmp_path)
+    (made / file).write_text(content)
+    with pytest.raises(UserError) as caught:
+        towers.create("tiny-forms-True", forms.CONFIG, str(made))
+    assert caught.value.fix

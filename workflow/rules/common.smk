@@ -12,15 +12,18 @@ from cmapkd.cluster import Site, gpu_resources, layout, partition_of, training_r
 from cmapkd.cluster_check import check_site
 from cmapkd.cluster_extra import take_extra
 from cmapkd.config import parse_experiment
-from cmapkd.errors import UserError
+from cmapkd.errors import UserError, told_by_system
 from cmapkd.fingerprint import fingerprint
 from cmapkd.jobs import exclusion, keep_logs
 from cmapkd.plan import make_plan
 from cmapkd.paper.experiment import paper_context
+from cmapkd.plain_yaml import refuse_other_reading
 from cmapkd import workflow as parts
 from cmapkd import workflow_text
 
 try:
+    # The profile `default` has checked the files already, unless another workflow profile took its place.
+    refuse_other_reading(config, workflow.configfiles, workflow.config_settings)
     parts.share_home()
     RESULTS = parts.results_folder(config.get("results", "results"))
     EXPERIMENT = parse_experiment(
@@ -35,6 +38,8 @@ try:
     check_site(workflow.resource_settings, Path(REPOSITORY), workflow.is_main_process)
     # Before the rules are made: Snakemake would replace their own options of sbatch by the user's.
     EXTRA = take_extra(workflow.resource_settings, bool(SITE.gpu_request))
+except OSError as error:
+    raise WorkflowError(str(told_by_system(error) or error)) from None
 except UserError as error:
     raise WorkflowError(workflow_text.refusal(error, workflow.configfiles, config.get("results"))) from None
 

@@ -129,7 +129,7 @@ def _statistics(path: Path) -> dict[str, int]:
     """The counts of one statistics file.
 
     Raises:
-        UserError: it is not a statistics file of img2dataset.
+        UserError: it is no statistics file of img2dataset.
     """
     names = {"addresses": "count", "fetched": "successes"}
     names |= {name: name for name in ("failed_to_download", "failed_to_resize")}
@@ -141,7 +141,8 @@ def _statistics(path: Path) -> dict[str, int]:
         if odd := [key for key in counts.values() if type(key) is not int or key < 0]:
             raise ValueError(f"{odd[0]!r} is not a count")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"is no statistics file of img2dataset: {type(error).__name__} {error}"
+        about_it = getattr(error, "reason", f"{type(error).__name__} {error}")
+        reason = f"is no statistics file of img2dataset: {about_it}"
         fix = "move it elsewhere: without it nothing is compared with the tar of the same number"
         raise UserError(key="conceptual_captions: root", value=str(path), reason=reason, fix=fix) from None
     return counts
@@ -201,9 +202,9 @@ def _picture(sample: TarSample) -> bytes | ValueError:
 def _entry(path: Path, sample: TarSample, key: str) -> Entry:
     members = sample.members
     try:
-        about = json.loads(members.get("json", b"{}"))
+        about = json.loads(members.get("json", b"{}"))  # not strict: what others wrote holds half characters and NaN
         if not isinstance(about, dict):
-            raise ValueError("is no object")
+            raise ValueError("is not an object")
         text = members["txt"].decode() if "txt" in members else about.get("caption")
         if not isinstance(text, str | None):
             raise ValueError(f"its caption is {text!r}, not text")

@@ -20,7 +20,7 @@ from cmapkd.paper.cells import CAPTION, Cell, number_of
 from cmapkd.paper.context import TEACHER, PaperContext
 from cmapkd.paper.figures import Figure
 from cmapkd.paper.figures.common import first_split, single_cell
-from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, save_pdf
+from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, plain, save_pdf
 from cmapkd.paper.metrics import PERCENT, POSITIVE, Metrics
 
 NAME = "pareto"
@@ -147,7 +147,7 @@ def _point(axis: Any, cost: Cell, gain: Cell, index: int, label: str, *, hollow:
         markeredgewidth=0.9,
         linestyle="none",
         zorder=3,
-        label=label,
+        label=plain(label),
     )
 
 

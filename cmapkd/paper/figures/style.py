@@ -65,6 +65,12 @@ def paper_style() -> Iterator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    """Text of a user for matplotlib, which would take two `$` for a formula and leave a leading `_` out of legends."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def save_pdf(figure: Figure, path: Path, title: str) -> None:
     """Write a PDF that is the same bytes for the same figure: no dates in it."""
     metadata = {"Title": title, "Creator": "cmapkd", "Producer": "matplotlib", "CreationDate": None, "ModDate": None}

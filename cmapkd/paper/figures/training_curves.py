@@ -21,7 +21,7 @@ from cmapkd.paper.cells import Cell, Parent
 from cmapkd.paper.context import PaperContext, PaperRun
 from cmapkd.paper.figures import Figure
 from cmapkd.paper.figures.common import checked, mean_cell, rounded, seeds_text, single_cell
-from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, save_pdf
+from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, plain, save_pdf
 from cmapkd.paper.metrics import Metrics
 
 NAME = "curves"
@@ -149,7 +149,7 @@ def _draw(curves: Mapping[str, Sequence[StageCurves]], labels: Mapping[str, str]
             top = ROW[True] * len(wide) + ROW[False] * row + 0.58
         axis = canvas.add_axes((left, 1 - (top + tall) / height, width, tall / height))
         _panel(axis, curves[run], terms[run])
-        _legend(axis, labels[run], beside=run in wide, names=len(curves[run]) > 1)
+        _legend(axis, plain(labels[run]), beside=run in wide, names=len(curves[run]) > 1)
         if run in (small or wide)[-ACROSS:]:
             axis.set_xlabel("step", labelpad=1)
     return canvas

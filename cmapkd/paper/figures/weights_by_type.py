@@ -41,7 +41,7 @@ from cmapkd.paper.figures.common import (
     types_of,
     weights_of,
 )
-from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, save_pdf
+from cmapkd.paper.figures.style import TEXT_WIDTH, cycle, paper_style, plain, save_pdf
 from cmapkd.paper.metrics import Metrics
 
 NAME = "figure4"
@@ -236,7 +236,13 @@ def _differences(axis: Any, shares: Shares, types: Types, names: Sequence[str]) 
         axis.plot(places, centre, style["marker"], color=style["color"], markersize=3.4, markeredgewidth=0)
         # Only for the legend, which shows dash and marker together.
         axis.plot(
-            [], [], color=style["color"], linestyle=style["linestyle"], marker=style["marker"], markersize=3.4, label=name
+            [],
+            [],
+            color=style["color"],
+            linestyle=style["linestyle"],
+            marker=style["marker"],
+            markersize=3.4,
+            label=plain(name),
         )
     axis.set_xticks(range(len(names)), names)
     axis.set_xlim(-0.5, len(names) - 0.5)

@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from cmapkd.errors import UserError
 from cmapkd.paper.cells import CAPTION, Cell, Column, Panel, Parent, Row, Table, Text
 from cmapkd.paper.context import PaperContext, PaperRun
 from cmapkd.paper.metrics import Metrics
+from cmapkd.plain_yaml import parse_yaml
 
 NAME = "tuned"
 INCOMPLETE = "The search was not complete."
@@ -44,8 +43,8 @@ class TunedFile:
         raw = self.path.read_bytes()
         self.sha256 = hashlib.sha256(raw).hexdigest()
         try:
-            self.content = yaml.safe_load(raw)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.content = parse_yaml(raw.decode(), str(self.path))
+        except (UserError, UnicodeDecodeError) as error:
             raise UserError(key=str(self.path), reason=f"cannot be read: {error}", fix="run the search again") from error
         self.get(("runs",), Mapping)
         self.get(("search",), Mapping)

@@ -7,12 +7,15 @@ size and digest are right. What a file's name, size and digest are stands in the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import logging
 import shutil
+import socket
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +27,16 @@ from tqdm import tqdm
 
 from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.errors import UserError
-from cmapkd.files import digest, write_json
+from cmapkd.files import digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 CHUNK = 2**20  # bytes read at a time
 TIMEOUT = 60  # seconds without a byte
+LEAST_RATE = 1_000  # [bytes/s] over `WINDOW` seconds; below it, the connection is given up and made again
+WINDOW = 120  # [s]
+LARGEST = 500e9  # [bytes] of a file of unknown size; the largest known one has 168 GB
+LONGEST = 7 * 86_400  # [s] of all attempts at one file
 ATTEMPTS = 5  # without progress between them
 PAUSE = 1.0  # seconds before the second attempt; doubled for each further one
 
@@ -113,24 +120,27 @@ def download(file: PublicFile, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     _check_room(file, part)
-    failures, pause = 0, PAUSE
+    failures, pause, until = 0, PAUSE, time.monotonic() + LONGEST
     while True:
         before = part.stat().st_size if part.is_file() else 0
         try:
-            _receive(file, part)
+            _receive(file, part, until)
             break
+        except ValueError as error:  # an address that is none, or a redirect to one
+            raise UserError(key=file.name, value=file.url, reason=f"is not an address: {error}", fix="mend `url`") from None
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
                 fix = f"open {file.url} in a browser; if it has moved, put the file at {path} by hand"
                 raise UserError(
                     key=file.name, value=file.url, reason=f"the server answered {error.code} {error.reason}", fix=fix
                 ) from None
-            reason = f"{error.code} {error.reason}"
+            reason, slow = f"{error.code} {error.reason}", False
         except (OSError, HTTPException, _IncompleteError) as error:  # URLError and timeouts are OSErrors
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
+            slow = isinstance(error, _SlowError)
         after = part.stat().st_size if part.is_file() else 0
-        failures = 0 if after > before else failures + 1
-        if failures >= ATTEMPTS:
+        failures = 0 if after > before and not slow else failures + 1
+        if failures >= ATTEMPTS or time.monotonic() > until:
             raise UserError(
                 key=file.name,
                 value=file.url,
@@ -155,7 +165,76 @@ class _IncompleteError(Exception):
     """The connection ended before the file did."""
 
 
-def _receive(file: PublicFile, part: Path) -> None:
+class _SlowError(_IncompleteError):
+    """Bytes come, and too few of them."""
+
+
+class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Connections that are cut where the header of an answer takes longer than `WINDOW` seconds, byte by byte."""
+
+    def do_open(self, http_class, req, **arguments):  # type: ignore[no-untyped-def]
+        made: list[socket.socket] = []
+
+        class Noted(http_class):
+            def connect(self) -> None:
+                super().connect()
+                made.append(self.sock)
+
+        late = threading.Event()
+
+        def cut() -> None:
+            late.set()
+            for one in made:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(WINDOW, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().do_open(Noted, req, **arguments)
+        except (OSError, HTTPException) as error:
+            if late.is_set():
+                raise urllib.error.URLError(f"no answer came within {WINDOW} s") from error
+            raise
+        finally:
+            timer.cancel()
+
+
+class _SameKind(urllib.request.HTTPRedirectHandler):
+    """Redirects within http and https, and never from https to http."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        old, new = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
+        if new != "https" and (old, new) != ("http", "http"):
+            fix = f"the publisher may have moved it: open {req.full_url} in a browser, and put the file there by hand"
+            raise UserError(key=newurl, reason=f"a redirect from {old} to {new or 'nothing'} is not followed", fix=fix)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Watch:
+    """Whether bytes come fast enough, over the last `WINDOW` seconds."""
+
+    def __init__(self, until: float) -> None:
+        self.until, self.began, self.bytes = until, time.monotonic(), 0
+
+    def took(self, count: int) -> None:
+        """Count bytes.
+
+        Raises:
+            _IncompleteError: too few have come, or it took too long in all.
+        """
+        now = time.monotonic()
+        self.bytes += count
+        if now > self.until:
+            raise _IncompleteError(f"it took longer than {LONGEST / 3600:g} hours")
+        if now - self.began >= WINDOW:
+            if self.bytes < LEAST_RATE * (now - self.began):
+                raise _SlowError(f"fewer than {LEAST_RATE} bytes a second have come for {WINDOW} s")
+            self.began, self.bytes = now, 0
+
+
+def _receive(file: PublicFile, part: Path, until: float) -> None:
     """One request: from where ``part`` ends, or from the start where the server knows no ranges or has another version."""
     assert file.url is not None
     if not file.url.startswith(("https://", "http://")):
@@ -167,7 +246,8 @@ def _receive(file: PublicFile, part: Path) -> None:
         if tag := _tag(part).read_text() if _tag(part).is_file() else "":
             headers["If-Range"] = tag
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(file.url, headers=headers), timeout=TIMEOUT)  # noqa: S310 - checked
+        opener = urllib.request.build_opener(_SameKind, _Connections)
+        answer = opener.open(urllib.request.Request(file.url, headers=headers), timeout=TIMEOUT)  # noqa: S310 - checked
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing after what is here: it is whole, or not a part of this file
             total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
@@ -183,6 +263,10 @@ def _receive(file: PublicFile, part: Path) -> None:
             raise _IncompleteError("the server sent another range than asked for; starts anew")
         length = answer.headers.get("Content-Length")
         expected = (have if resumed else 0) + int(length) if length and length.isdigit() else None
+        chunked = "chunked" in (answer.headers.get("Transfer-Encoding") or "").lower()
+        if expected is None and file.size is None and not file.hashes and not chunked:
+            reason = "the server does not say how long it is, and neither size nor digest are known"
+            raise UserError(key=file.name, value=file.url, reason=reason, fix="get it by hand, and check it")
         if tag := answer.headers.get("ETag") or "":
             _tag(part).write_text(tag if not tag.startswith("W/") else "")
         with (
@@ -196,9 +280,14 @@ def _receive(file: PublicFile, part: Path) -> None:
                 disable=None,
             ) as bar,
         ):
-            while block := answer.read(CHUNK):
+            watch = _Watch(until)
+            while block := answer.read1(CHUNK):  # what has come, so that a slow server is noticed
                 out.write(block)
                 bar.update(len(block))
+                watch.took(len(block))
+                if file.size is None and out.tell() > LARGEST:
+                    reason = f"goes on after {LARGEST / 1e9:,.0f} GB, and its size is not known"
+                    raise UserError(key=file.name, value=file.url, reason=reason, fix="get it by hand, and check it")
                 if file.size is not None and out.tell() > file.size:
                     break  # not the expected file, found out by its size
     size = part.stat().st_size
@@ -248,7 +337,7 @@ def _verified(file: PublicFile, path: Path) -> str:
     """
     about, note = path.stat(), path.with_name(f".{path.name}.verified.json")
     try:
-        known = json.loads(note.read_text())
+        known = read_json(note, dict)
         if (known["size"], known["time"]) == (about.st_size, about.st_mtime_ns):
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
