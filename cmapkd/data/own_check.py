@@ -243,7 +243,7 @@ def _table(root: Path, name: str, images: int, found: Found) -> None:
     options |= {"image_column": image} if image not in (None, "image") else {}
     options |= {"caption_columns": captions} if captions not in ([], ["caption"]) else {}  # type: ignore[dict-item]
     column = next((one for one in head if one.lower() == "split"), None)
-    options |= {"split_column": column} if column not in (None, "split") else {}  # type: ignore[dict-item]
+    options |= {"split_column": column} if column not in (None, "split") else {}
     found.options |= options
     source = Own(OwnConfig(**{**found.options, "splits": SPLITS, "root": str(root)}), root)
     source.fetch()  # refuses a table without these columns
