@@ -31,6 +31,7 @@ from cmapkd.cli.options import (
     needs_of,
     plan_of,
 )
+from cmapkd.cli.own import data_check
 from cmapkd.cli.tune import tune
 from cmapkd.errors import UserError
 from cmapkd.jobs import ATTEMPT, TIME_LIMIT, heed_signals
@@ -68,6 +69,10 @@ def data_fetch(
     files = source.fetch()
     out = home_of(experiment, results) / "data" / f"{dataset}.fetched.json"
     write_json(out, [{"name": f.name, "version": f.version, "sha256": f.sha256} for f in files])
+    typer.echo(f"{out}: {len(files) or 'no'} files are fetched for {dataset}", err=True)
+
+
+data_app.command("check")(data_check)
 
 
 @data_app.command("build")
@@ -340,6 +345,7 @@ for command in (tune, commands.trace, commands.verify, commands.compare, export,
 @config_app.command("check")
 def config_check(file: Path) -> None:
     """Check an experiment file, without starting anything. Folders of data that are not there are listed and no error."""
+    from cmapkd.config.load import inherited_keys
     from cmapkd.config.paths import missing_folders, tell_missing
 
     made = plan_of(file)
@@ -349,6 +355,8 @@ def config_check(file: Path) -> None:
         typer.echo(f"note: {count} not there, but needed before the workflow starts:", err=True)
         for key, path in missing:
             typer.echo(f"  {tell_missing(key, path)}", err=True)
+    if taken := inherited_keys(file):
+        typer.echo(taken)
     typer.echo(f"{file}: fine; {len(made.stages)} trainings, {len(made.runs)} runs")
 
 

@@ -1,8 +1,9 @@
 """`extends: <file>`: an experiment that is another one but for the keys it gives. Torch-free.
 
 Mappings are merged key by key, lists are replaced, and a key given as `null` is taken out, so that its default holds. (No key
-whose `null` means something has another default: a test sees to it.) Afterwards nothing tells an experiment that was put
-together from one that was written out.
+whose `null` means something has another default: a test sees to it.) What the list `replaces` names is taken from the extending
+file alone. (A list and not a YAML tag: Snakemake reads the file with a parser of its own, which refuses unknown tags.)
+Afterwards nothing tells an experiment that was put together from one that was written out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmapkd.errors import UserError
+from cmapkd.errors import UserError, nearest
 from cmapkd.paths import resolve
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -36,13 +37,48 @@ def extended(content: Mapping[str, Any], origin: str, directory: Path | None, re
     return _extended(dict(content), origin, directory, read, ())
 
 
+def inherited(content: dict[str, Any], origin: str, directory: Path | None, read: Read) -> str | None:
+    """Describe in one line what an experiment takes over from the file that it extends; None if it extends none.
+
+    Args:
+        content: as for `extended`, likewise the others.
+
+    Raises:
+        UserError: as `extended`.
+    """
+    base, whole = content.get("extends"), extended(content, origin, directory, read)
+    if base is None:
+        return None
+    parts, keys = [], []
+    for key, value in whole.items():
+        own = content.get(key)
+        if key not in content:
+            taken = list(value) if isinstance(value, dict) else []
+        elif isinstance(value, dict) and isinstance(own, dict):
+            taken = [name for name in value if name not in own]
+            if not taken:
+                continue
+        else:
+            continue
+        if key == "runs":
+            parts.append(f"{len(taken)} run{'s' * (len(taken) != 1)} ({', '.join(taken)})")
+        elif key in ("datasets", "evaluation"):
+            parts.append(f"{key} {', '.join(taken)}")
+        else:
+            keys.append(key)
+    parts += [f"all or part of {', '.join(keys)}"] if keys else []
+    return f"from {base}: {'; '.join(parts) or 'nothing'}"
+
+
 def _extended(
     content: dict[str, Any], origin: str, directory: Path | None, read: Read, chain: tuple[Path, ...]
 ) -> dict[str, Any]:
-    if "extends" not in content:
-        return content
-    key, name = f"{origin}: extends", content.pop("extends")
+    name, replaced = content.pop("extends", None), content.pop("replaces", None)
+    key = f"{origin}: extends"
     if name is None:
+        if replaced:
+            reason = "replaces keys of the file that `extends` names, and there is no `extends`"
+            raise UserError(key=f"{origin}: replaces", value=replaced, reason=reason, fix="take it out, or add `extends`")
         return content
     if not isinstance(name, str) or not name:
         raise UserError(key=key, value=name, reason="is no name of a file", fix="e.g. extends: paper.yaml")
@@ -61,7 +97,22 @@ def _extended(
     base = _extended(read(path), str(path), path.parent, read, (*chain, path))
     if isinstance(base.get("tuned"), str) and path.parent != directory and (beside := path.parent / base["tuned"]).is_file():
         base["tuned"] = str(beside)
-    return merged(base, content)
+    return merged(_without(base, replaced, content, f"{origin}: replaces"), content)
+
+
+def _without(base: dict[str, Any], replaced: Any, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """``base`` without the keys that the extending file gives in their entirety."""
+    if replaced is None:
+        return base
+    example = "e.g. replaces: [runs, datasets]"
+    if not isinstance(replaced, list) or not all(isinstance(name, str) for name in replaced):
+        raise UserError(key=key, value=replaced, reason="must be a list of keys of this file", fix=example)
+    for name in replaced:
+        if content.get(name) is None:
+            reason = f"this file has no key {name!r} to put in place of that of the file it extends"
+            fix = f"give `{name}` here, or take it out of `replaces`; {nearest(name, list(content))}"
+            raise UserError(key=key, value=replaced, reason=reason, fix=fix)
+    return {name: value for name, value in base.items() if name not in replaced}
 
 
 def looked_up(name: str, key: str, directory: Path | None, places: tuple[Path, ...]) -> list[Path]:

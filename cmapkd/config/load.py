@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cmapkd import commands
-from cmapkd.config.extend import extended, rooted
+from cmapkd.config.extend import extended, inherited, rooted
 from cmapkd.config.schedules import DEFAULT_SCHEDULES
 from cmapkd.config.schema import ExperimentConfig
 from cmapkd.config.tuning import find_tuned, tuned_values
@@ -88,6 +88,13 @@ def load_edited(path: str | Path, changes: Sequence[str]) -> ExperimentConfig:
             place = place[key]
         place[keys[-1]] = parse_yaml(value, f"--change {name}", fix="quote the value: --change 'KEY=VALUE'")
     return parse_experiment(content, origin=f"{path} with {', '.join(changes)}", directory=path.parent)
+
+
+def inherited_keys(path: str | Path) -> str | None:
+    """Describe in one line what an experiment file takes over from the file that it extends; None if it extends none."""
+    path = Path(path)
+    content = _plain(_read(path), str(path), ())
+    return inherited(content, str(path), path.parent, lambda base: _plain(_read(base), str(base), ()))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -163,6 +163,12 @@ class ExperimentConfig(Config):
         description="experiment file that this one starts from, beside this file or in `config/`: mappings are merged key by "
         "key, lists are replaced, and `null` takes a key out",
     )
+    replaces: tuple[str, ...] | None = Field(
+        None,
+        exclude=True,  # likewise
+        description="with `extends`: keys that are taken from here alone and not merged, e.g. `[runs, datasets]`: the "
+        "experiment then has no other runs and data sets than those given here",
+    )
     data_root: PathText | None = Field(
         None,
         exclude=True,  # likewise

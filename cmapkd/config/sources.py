@@ -254,11 +254,32 @@ class OwnConfig(PublicConfig):
     answer_column: str = Field(
         "answer", min_length=1, description="column with its answer, or with those of ten annotators between `|`"
     )
+    split_shares: dict[Literal["val", "test"], Annotated[float, PydanticField(gt=0, lt=1)]] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # the addresses of earlier experiments stay as they are
+        unit="share",
+        description="splits that are divided from `train`, e.g. `{val: 0.1, test: 0.1}`: by a hash of `seed` and each image's "
+        "key, near duplicates (`overlap_distance`) on one side; null: splits are folders or a column",
+    )
     licence: str = Field("not stated", min_length=1, description="conditions of the data, kept in the manifest")
     attribution: str = Field("not stated", min_length=1, description="whom to credit, kept in the manifest")
 
     split_names: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     default: ClassVar[tuple[str, ...]] = ("train",)
+
+    def built(self) -> tuple[str, ...]:
+        """The configured splits; by default `train` and those divided from it."""
+        divided = ("train", *(name for name in ("val", "test") if name in (self.split_shares or {})))
+        return self.splits if self.splits is not None else divided
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> OwnConfig:
+        shares = self.split_shares
+        if shares is not None and not shares:
+            raise ValueError("split_shares = {} names no split; e.g. {val: 0.1, test: 0.1}, or leave it out")
+        if shares and sum(shares.values()) >= 1:
+            raise ValueError(f"split_shares = {shares} leaves nothing to train on: the shares must add up to less than 1")
+        return self
 
 
 AnySource = Annotated[

@@ -83,7 +83,7 @@ def _enlarged(encoded: bytes) -> Image.Image:
 
 
 def _text(sample: Sample, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[tuple[str, tuple[int, int, int]]]:
-    lines = [(f"{sample.key} {sample.stratum or ''}".strip(), GREY)]
+    lines = [(_shortened(f"{sample.key} {sample.stratum or ''}".strip(), font), GREY)]
     lines += [(line, INK) for line in _wrap(sample.captions[0] if sample.captions else "", font)]
     if sample.questions:
         question = sample.questions[0]
@@ -91,6 +91,15 @@ def _text(sample: Sample, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) ->
         asked = f"{question.question} {answer} ({count}/{len(question.answers)})"
         lines += [(line, BLUE) for line in _wrap(asked, font)]
     return lines
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The end of a text, as much as fits under a picture: keys of one folder start alike."""
+    shown = text
+    while font.getlength(shown) > SIDE:
+        text = text[1:]
+        shown = f"...{text}"
+    return shown
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

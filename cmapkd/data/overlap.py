@@ -130,6 +130,20 @@ def _joined(starts: np.ndarray, counts: np.ndarray, order: np.ndarray) -> Iterat
         yield i, order[starts[i] + place - (ends[i] - counts[i])]
 
 
+def alike(first: Fingerprints, second: Fingerprints, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of images that both hashes call near duplicates.
+
+    Returns:
+        Indices into ``first`` and ``second`` and the distances of the perceptual and the difference hash, each (p,).
+    """
+    left, right = np.flatnonzero(first.hashed), np.flatnonzero(second.hashed)
+    rows, columns, bits = near_pairs(first.hashes[left, 0], second.hashes[right, 0], distance)
+    rows, columns = left[rows], right[columns]
+    confirm = np.bitwise_count(first.hashes[rows, 1] ^ second.hashes[columns, 1]).astype(np.int64)
+    both = confirm <= 2 * distance
+    return rows[both], columns[both], bits[both], confirm[both]
+
+
 def shared(train: Fingerprints, test: Fingerprints, distance: int) -> list[dict[str, Any]]:
     """Pictures of ``train`` that are in ``test`` too, with what tells so: an id, or the distances of both hashes."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
@@ -141,14 +155,9 @@ def shared(train: Fingerprints, test: Fingerprints, distance: int) -> list[dict[
         for identity in identities:
             for j in place.get(identity, ()):
                 found.setdefault((i, j), {"by": "id", "id": identity})
-    left, right = np.flatnonzero(train.hashed), np.flatnonzero(test.hashed)
-    rows, columns, bits = near_pairs(train.hashes[left, 0], test.hashes[right, 0], distance)
-    rows, columns = left[rows], right[columns]
-    confirm = np.bitwise_count(train.hashes[rows, 1] ^ test.hashes[columns, 1])
-    for i, j, near, second in zip(rows.tolist(), columns.tolist(), bits.tolist(), confirm.tolist(), strict=True):
-        if second <= 2 * distance:
-            about = found.setdefault((i, j), {"by": "hash"})
-            about |= {"distance": near, "difference_hash": second}
+    for i, j, near, second in zip(*(values.tolist() for values in alike(train, test, distance)), strict=True):
+        about = found.setdefault((i, j), {"by": "hash"})
+        about |= {"distance": near, "difference_hash": second}
     return [
         {"train": f"{train.split}:{train.keys[i]}", "test": f"{test.split}:{test.keys[j]}", **found[i, j]}
         for i, j in sorted(found)

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,19 +23,15 @@ from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public import parquet
 from cmapkd.data.sources.public.annotations import clean
 from cmapkd.data.sources.public.base import Entry, PublicSource, Report
+from cmapkd.data.sources.public.division import Division, divide
 from cmapkd.data.sources.public.download import PublicFile
-from cmapkd.data.sources.public.ignored import is_ignored
+from cmapkd.data.sources.public.folder import CLASSES, TEMPLATES, count_lonely_texts, find_images, read_captions
 from cmapkd.data.sources.public.pictures import MAXIMUM_BYTES
 from cmapkd.data.sources.public.tables import is_absent, read_head, read_rows
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest, sha256_of
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# Images that are not read: they are listed, so that a build counts them as left out and does not pass them over.
-UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2")
 FORMS = (".csv", ".tsv", ".parquet")
-CLASSES, TEMPLATES = "classes.txt", "templates.txt"
-MAXIMUM_TEXT = 2**20  # bytes of a file of captions
 
 
 @register_source("own")
@@ -51,6 +47,7 @@ class Own(PublicSource):
             raise UserError(key="root", reason="one's own data has no usual place", fix="name the folder with the pictures")
         self.licence, self.attribution = config.licence, config.attribution  # type: ignore[misc]
         self.names = self._lines(CLASSES)
+        self._division: Division | None = None
 
     def files(self) -> list[PublicFile]:
         """Nothing is fetched; the table has to be there."""
@@ -72,19 +69,67 @@ class Own(PublicSource):
 
     def raw(self, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
         """Samples in the order of the table, or of the sorted paths."""
-        table = self._table()
-        embedded = table is not None and self._embeds(table)
+        division = self._divided() if split in ("train", *(self.config.split_shares or ())) else None
         empty = True
-        for entry, data in self._embedded(table, split) if table and embedded else self._by_path(table, split, report):
+        for entry, data in self._undivided(split, report, None) if division is None else self._part(division, split, report):
             empty = False
             yield entry, data
+        if empty and division is not None:
+            reason = f"has too few images for the split {split!r} of `split_shares`"
+            raise self._error(self.root, f"{reason}: none of {len(division.splits)}", "raise its share, or add images")
         if empty:
+            table = self._table()
             where = f"rows of {table.name} with {split!r} as {self.config.split_column}" if table else f"pictures in {split}/"
             raise self._error(self.root, f"has no {where}", "take the split out of `splits`, or add them")
 
-    def _by_path(self, table: Path | None, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
-        for entry in self._listed(table, split, report) if table is not None else self._found(split, report):
-            yield entry, _encoded(self.root / entry.picture)
+    def entries(self, split: str, report: Report) -> Iterator[Entry]:
+        """Samples of a folder, or of a table with paths, without their images; `split_shares` is not applied."""
+        table = self._table()
+        return self._listed(table, split, report) if table is not None else self._found(split, report)
+
+    def embedded_table(self) -> Path | None:
+        """The table if it holds the images themselves."""
+        table = self._table()
+        return table if table is not None and self._embeds(table) else None
+
+    def _undivided(
+        self, split: str, report: Report, wanted: Callable[[str], bool] | None
+    ) -> Iterator[tuple[Entry, bytes | ValueError]]:
+        """Samples of a split of the folder or table, or those of them whose key is ``wanted``."""
+        if (table := self.embedded_table()) is not None:
+            yield from (pair for pair in self._embedded(table, split) if wanted is None or wanted(pair[0].key))
+            return
+        for entry in self.entries(split, report):
+            if wanted is None or wanted(entry.key):
+                yield entry, _encoded(self.root / entry.picture)
+
+    def _part(self, division: Division, split: str, report: Report) -> Iterator[tuple[Entry, bytes | ValueError]]:
+        """Samples of ``train`` that the division puts into ``split``."""
+        report.counts["near_duplicates_together"] = division.count_together(split)
+        embedded = self.embedded_table() is not None
+        for entry, data in self._undivided("train", report, lambda key: division.splits[key] == split):
+            if embedded:  # the key of a row starts with its split
+                entry.key = split + entry.key.removeprefix("train")
+            yield entry, data
+
+    def _divided(self) -> Division | None:
+        """The splits of `split_shares`, by key; reads every image once."""
+        shares = self.config.split_shares
+        if shares and self._division is None:
+            for name in shares if self.config.table is None else ():
+                if (self.root / name).is_dir():
+                    fix = f"take {name} out of `split_shares`, or move the images of {name}/ into train/"
+                    raise self._error(self.root / name, f"is the split {name!r} already, which `split_shares` divides", fix)
+            images = ((entry.key, self._usable(data)) for entry, data in self._undivided("train", Report(), None))
+            named = {str(name): share for name, share in shares.items()}
+            self._division = divide(images, named, self.config.seed, self.config.overlap_distance)
+        return self._division
+
+    def _usable(self, data: bytes | ValueError) -> bytes | None:
+        try:
+            return self.examined(data, full=False).data  # the key `check` does not change a split
+        except ValueError:  # counted where the samples are read
+            return None
 
     def classes(self) -> tuple[list[str], list[str]] | None:
         """``classes.txt`` and ``templates.txt`` of the folder, a name and a template (with ``{}``) a line."""
@@ -101,7 +146,7 @@ class Own(PublicSource):
         found = [(path.name, sha256_of(path)) for path in (self._table(), self.root / CLASSES) if path and path.is_file()]
         if not self.root.is_dir():
             raise self._error(self.root, "is no folder", "name the folder with the pictures")
-        listed = [(str(path.relative_to(self.root)), path.stat().st_size) for path in _pictures(self.root)]
+        listed = [(str(path.relative_to(self.root)), path.stat().st_size) for path in find_images(self.root)]
         captions = hashlib.sha256()
         if self.config.table is None:
             for name, _ in listed:
@@ -117,8 +162,8 @@ class Own(PublicSource):
         if not divided and split != "train":
             return
         base = self.root / split if divided else self.root
-        paths = _pictures(base) if base.is_dir() else []
-        report.counts["texts_without_image"] = _lonely_texts(base, paths)
+        paths = find_images(base) if base.is_dir() else []
+        report.counts["texts_without_image"] = count_lonely_texts(base, paths)
         for path in paths:
             text = path.with_suffix(".txt")
             if not text.is_file():
@@ -128,15 +173,7 @@ class Own(PublicSource):
                     text, f"is a link to {text.resolve()}, outside of `root`", "copy the file in place of the link"
                 )
             name = str(path.relative_to(self.root))
-            yield Entry(name, name, self._captions_of(text))
-
-    def _captions_of(self, path: Path) -> list[str]:
-        if path.stat().st_size > MAXIMUM_TEXT:
-            raise self._error(path, f"has more than {MAXIMUM_TEXT} bytes", "write a caption a line")
-        try:
-            return re.split(r"\r\n|\n|\r", path.read_text(encoding="utf-8-sig"))  # other separators are a part of the text
-        except UnicodeDecodeError as error:
-            raise self._error(path, f"is not UTF-8: {error}", "save it as UTF-8") from None
+            yield Entry(name, name, read_captions(text, self._error))
 
     def _listed(self, table: Path, split: str, report: Report) -> Iterator[Entry]:
         """Rows of a split, joined by picture, in the order of first mention."""
@@ -230,6 +267,9 @@ class Own(PublicSource):
         if split not in self.config.split_names:
             reason = f"row {number} has the split {split!r}"
             raise self._error(table, reason, f"use {', '.join(self.config.split_names)}")
+        if split in (self.config.split_shares or {}):
+            reason = f"row {number} has the split {split!r}, which `split_shares` divides from `train`"
+            raise self._error(table, reason, f"take {split} out of `split_shares`, or write train there")
         return split
 
     def _rows(self, table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -310,7 +350,7 @@ class Own(PublicSource):
 
     def _lines(self, name: str) -> list[str]:
         path = self.root / name
-        return [line.strip() for line in self._captions_of(path) if line.strip()] if path.is_file() else []
+        return [line.strip() for line in read_captions(path, self._error) if line.strip()] if path.is_file() else []
 
     def _error(self, path: Path, reason: str, fix: str) -> UserError:
         return UserError(key=f"{self.name}: root", value=str(path), reason=reason, fix=fix)
@@ -329,19 +369,6 @@ def _encoded(path: Path) -> bytes | ValueError:
         return ValueError("missing")
     except OSError as error:
         return ValueError(f"cannot be read: {error.strerror}")
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Pictures of a folder and those below it, sorted by path."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in (*EXTENSIONS, *UNREAD) and path.is_file())
-    kept = [path for path in found if not is_ignored(path.relative_to(folder).as_posix())]
-    return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _lonely_texts(folder: Path, pictures: list[Path]) -> int:
-    """How many texts of a folder and those below it have no image of the same name."""
-    known = {path.with_suffix(".txt") for path in pictures} | {folder / CLASSES, folder / TEMPLATES}
-    return sum(path not in known and not is_ignored(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt"))
 
 
 def _type(answers: list[str]) -> AnswerType:

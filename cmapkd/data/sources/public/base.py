@@ -22,7 +22,7 @@ from cmapkd.data.sample import Question, Sample
 from cmapkd.data.sources.fetched import FetchedFile
 from cmapkd.data.sources.public.annotations import clean, is_blank
 from cmapkd.data.sources.public.download import PublicFile, describe, fetch_files
-from cmapkd.data.sources.public.pictures import UnusableError, examine
+from cmapkd.data.sources.public.pictures import Picture, UnusableError, examine
 from cmapkd.data.sources.public.stores import Store
 from cmapkd.errors import UserError, nearest
 from cmapkd.files import digest
@@ -171,19 +171,28 @@ class PublicSource(ABC):
         self._judge_tasks(split, report)
         self.judge_captions(split, report.samples, report.without_caption, report.captionless)
 
+    def examined(self, data: bytes | ValueError, full: bool | None = None) -> Picture:
+        """The image as shards hold it; ``full`` decodes it, by default as the key `check` says.
+
+        Raises:
+            ValueError: ``data`` is one, or the image is not usable.
+        """
+        if isinstance(data, ValueError):
+            raise data
+        config = self.config
+        return examine(
+            data,
+            max_pixels=config.max_pixels,
+            full=config.check == "full" if full is None else full,
+            upright=config.upright,
+            shorter_side=config.shorter_side,
+            background=config.background,
+        )
+
     def _sample(self, split: str, entry: Entry, data: bytes | ValueError, report: Report) -> Sample | None:
         config = self.config
         try:
-            if isinstance(data, ValueError):
-                raise data
-            picture = examine(
-                data,
-                max_pixels=config.max_pixels,
-                full=config.check == "full",
-                upright=config.upright,
-                shorter_side=config.shorter_side,
-                background=config.background,
-            )
+            picture = self.examined(data)
         except ValueError as error:
             kind = "missing" if str(error) == "missing" else "damaged"
             if isinstance(error, UnusableError):

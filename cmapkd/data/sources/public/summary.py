@@ -11,6 +11,7 @@ _COUNTS = {
     "texts_without_image": "texts without an image (not used)",
     "without_description": "images without a description (left out)",
     "dead_links": "addresses without an image",
+    "near_duplicates_together": "near duplicates of another image, on the same side as it (key `split_shares`)",
 }
 
 
