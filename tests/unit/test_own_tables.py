@@ -89,3 +89,18 @@ def test_own_pictures_in_other_forms_become_png(tmp_path: Path) -> None:
     sample = read(tmp_path / "out", "train")[0]
     assert sample.extension == "png"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(sample.image))), make.pixels(1))
+
+
+@pytest.mark.parametrize("columns", ["image,caption", "image,caption,split", "image,caption,label", "image,label"])
+def test_a_table_reads_the_same_with_every_default_written_out(columns: str, tmp_path: Path) -> None:
+    """Jobs read the experiment that is kept with the results, in which every key has a value."""
+    root = tmp_path / "root"
+    values = {"image": "a.jpg", "caption": "a dog", "split": "train", "label": "dog"}
+    make.write(root / "a.jpg", make.jpeg(1))
+    make.write(root / "classes.txt", "dog\n")
+    make.write(root / "table.csv", f"{columns}\n{','.join(values[name] for name in columns.split(','))}\n")
+    given = {"table": "table.csv", "splits": ("train",)}
+    written = options.OwnConfig(root=str(root), **given).model_dump(exclude={"source", "root"})
+    assert set(written) > set(given)
+    one, two = (build(options.OwnConfig, root, tmp_path / name, **keys) for name, keys in (("a", given), ("b", written)))
+    assert one["digest"] == two["digest"]

@@ -302,13 +302,20 @@ class Own(PublicSource):
         columns = f"it has {', '.join(map(str.strip, has))}" if any(has) else "it is empty"
         self._named(table, "image_column", self.config.image_column, has, columns)
         other = {self.config.label_column, self.config.question_column} & set(has)
-        by_default = "caption_columns" not in self.config.model_fields_set and other
+        by_default = "caption_columns" not in self._given() and other
         for column in () if by_default else self.config.caption_columns:  # a table of classes or questions needs no caption
             self._named(table, "caption_columns", column, has, columns)
         for key in ("split_column", "label_column", "question_column", "answer_column"):
-            if key in self.config.model_fields_set:
+            if key in self._given():
                 self._named(table, key, getattr(self.config, key), has, columns)
         return has
+
+    def _given(self) -> set[str]:
+        """Keys whose value is not the default. (Jobs read the experiment with every default written out.)"""
+        fields = type(self.config).model_fields
+        return {
+            key for key, field in fields.items() if getattr(self.config, key) != field.get_default(call_default_factory=True)
+        }
 
     def _named(self, table: Path, key: str, column: str, has: list[str], columns: str) -> None:
         if column not in has:
