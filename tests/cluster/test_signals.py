@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ WORKFLOW = """
 import sys
 sys.path.insert(0, {repository!r})
 from cmapkd import workflow as parts
+from cmapkd.slurm.executor import quote_interpreter
+quote_interpreter()
 shell.prefix("set -euo pipefail; " + parts.job_prefix(workflow.remote_exec))
 rule train:
     output: "done"
@@ -64,7 +67,8 @@ def test_a_signal_reaches_the_command_which_ends_in_peace_and_is_started_again(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    (tmp_path / "Snakefile").write_text(WORKFLOW.format(repository=str(REPOSITORY), python=sys.executable, program=program))
+    python = shlex.quote(sys.executable)
+    (tmp_path / "Snakefile").write_text(WORKFLOW.format(repository=str(REPOSITORY), python=python, program=program))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [
         sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "1", "--retries", "1", "--slurm-requeue",
