@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -226,7 +227,7 @@ def test_a_submission_that_is_refused_for_good_fails_at_once(driver: Driver, clu
 def test_a_stop_with_progress_uses_no_retry_and_the_same_step_twice_does(driver: Driver) -> None:
     program = driver.folder / "program.py"
     program.write_text(STOPPING)
-    driver.start(f"{sys.executable} {program}", "--retries", "1")
+    driver.start(f"{shlex.quote(sys.executable)} {program}", "--retries", "1")
     assert driver.end(240) == 0, driver.log.read_text()
     text = driver.log.read_text()
     first, second = (
