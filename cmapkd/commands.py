@@ -105,7 +105,7 @@ def cmapkd(words: Sequence[str], experiment: Path | None, results: Path) -> str:
 def _value(text: str) -> str:
     """A text as the value of Snakemake's `--config`, which strips quotes, and reads numbers, truth values and YAML."""
     try:
-        plain = yaml.load(text, Loader=yaml.BaseLoader) == text == text.strip("'\"")  # noqa: S506 - texts alone
+        plain = yaml.load(text, Loader=yaml.BaseLoader) == text == text.strip("'\"")
     except yaml.YAMLError:
         plain = False
     if plain and not _is_number(text) and text.lower() not in ("true", "false"):

@@ -84,7 +84,7 @@ def _source(module: str) -> str:
     path = _file(module)
     if path is None:
         raise ValueError(f"{module} is no module of this package")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 @cache

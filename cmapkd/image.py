@@ -89,7 +89,7 @@ def identify(image: Path, record: Path) -> str:
         lock = {"lock": known["lock"]} if known.get("digest") == digest and "lock" in known else {}
         write_json(_seen_file(record), {"digest": digest, **state, **lock})
     text = f"{digest} ({about.st_size} bytes)\n"
-    if not record.is_file() or record.read_text() != text:  # its time decides what is run again
+    if not record.is_file() or record.read_text(encoding="utf-8") != text:  # its time decides what is run again
         write_atomic(record, text)
     return str(digest)
 
@@ -247,7 +247,8 @@ def build(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(command[-2])
     if base is not None:
-        Path(command[-1]).write_text(on_base((_ROOT / DEFINITIONS[definition]).read_text(), base))
+        text = (_ROOT / DEFINITIONS[definition]).read_text(encoding="utf-8")
+        Path(command[-1]).write_text(on_base(text, base), encoding="utf-8")
     try:
         done = subprocess.run(command, cwd=_ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL)
         if done.returncode:
@@ -314,7 +315,7 @@ def check(image: Path) -> list[str]:
         raise UserError(key="image", value=str(image), reason="is not there", fix="make it with `cmapkd image build`")
     digest = sha256_of(image)
     written = image.with_name(f"{image.name}.sha256")
-    if written.is_file() and written.read_text().split()[0] != digest:
+    if written.is_file() and written.read_text(encoding="utf-8").split()[0] != digest:
         raise UserError(
             key="image", value=str(image), reason=f"has the digest {digest}, not that of {written.name}", fix="copy it again"
         )

@@ -97,7 +97,7 @@ def check_versions(lock: Path) -> str:
     """
     if not lock.is_file():
         raise Missing(f"{lock} is not here")
-    wanted = parse_lock(lock.read_text())
+    wanted = parse_lock(lock.read_text(encoding="utf-8"))
     installed = {_canonical(found.name): found.version for found in metadata.distributions() if found.name}
     wrong = [
         f"{name} {installed.get(name, 'missing')} instead of {version}"
@@ -181,7 +181,7 @@ def check_tex(_: Path) -> str:
     page = f"\\documentclass{{article}}{packages}\\begin{{document}}$e^{{i\\pi}}=-1$\\end{{document}}"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "page.tex")
-        source.write_text(page)
+        source.write_text(page, encoding="utf-8")
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", source.name]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
         made = source.with_suffix(".pdf")

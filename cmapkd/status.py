@@ -201,7 +201,7 @@ def _tail(log: Path, wildcards: str) -> tuple[str, ...]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     return [line.rpartition("\r")[2].rstrip() for line in text.splitlines() if line.strip()]

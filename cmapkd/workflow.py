@@ -55,7 +55,7 @@ def write_effective(experiment: ExperimentConfig, path: str | Path) -> None:
     """Keep the experiment with its results, every default written out; an unchanged file is left untouched."""
     text = effective_text(experiment.model_dump(mode="json"))
     path = Path(path)
-    if not path.is_file() or path.read_text() != text:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_atomic(path, text)
 
 

@@ -119,7 +119,7 @@ def device_name(device: torch.device) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -265,7 +265,7 @@ def _other_activation(given: WeightsDescription, model: WeightsDescription, name
 def _known_models() -> dict[str, WeightsDescription]:
     import json
 
-    contents = {name: json.loads(file.read_text()) for name, file in shipped().items()}
+    contents = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in shipped().items()}
     return {name: of_open_clip({"model_cfg": content}, name) for name, content in contents.items()}
 
 

@@ -67,7 +67,8 @@ def attempts_before(log: Path) -> list[tuple[int, Path]]:
 
 def _cost(benchmark: Path | None) -> str:
     """Snakemake's benchmark of a job's last run."""
-    if benchmark is None or not benchmark.is_file() or not (lines := benchmark.read_text().strip().splitlines()):
+    text = benchmark.read_text(encoding="utf-8") if benchmark is not None and benchmark.is_file() else ""
+    if not (lines := text.strip().splitlines()):
         return ""
     try:
         cost: dict[str, Any] = parse_json(lines[-1].replace("NaN", "null"), str(benchmark), dict)

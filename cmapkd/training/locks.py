@@ -265,7 +265,7 @@ def _gone(holder: dict[str, Any]) -> bool:
 def _born(pid: int) -> str | None:
     """Start time of a process in ticks since boot: a number that was given again to another process does not deceive."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in ("Z", "X") else fields[19]
@@ -274,6 +274,6 @@ def _born(pid: int) -> str | None:
 def _space() -> str | None:
     """Boot and process namespace."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_bytes().decode().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return None

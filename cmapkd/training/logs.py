@@ -143,7 +143,7 @@ class TrainingLog:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Whole lines of an earlier log; a line cut short by a kill is left out."""
     found = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             found.append(parse_json(text, str(path), dict))
         except ValueError:

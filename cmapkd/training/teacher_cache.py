@@ -86,7 +86,7 @@ def build(stage: Stage, results: Path, device: torch.device, signals: Signals, s
         "settings": settings,
         "parents": list(stage.parents),
         "code": training_code(stage.method),
-        "files": {file: _checksum(directory / file).read_text().strip() for file, _ in shards},
+        "files": {file: _checksum(directory / file).read_text(encoding="utf-8").strip() for file, _ in shards},
         "bytes": {file: (directory / file).stat().st_size for file, _ in shards},
         "rests_on": rests_on,
         "data": data,
@@ -147,7 +147,9 @@ def _checksum(path: Path) -> Path:
 
 def _whole(path: Path, origin: str) -> bool:
     """Whether a shard's file is there, of this origin and what was written."""
-    if not path.is_file() or not _checksum(path).is_file() or _checksum(path).read_text().strip() != sha256_of(path):
+    if not path.is_file() or not _checksum(path).is_file():
+        return False
+    if _checksum(path).read_text(encoding="utf-8").strip() != sha256_of(path):
         return False
     try:
         with safe_open(path, framework="np") as file:  # refuses a file that is too short for its header

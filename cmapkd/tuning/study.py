@@ -139,7 +139,7 @@ def open_storage(folder: Path) -> JournalStorage:
 def locked(path: Path) -> Iterator[None]:
     """One process at a time; the system lets go of the lock of a process that dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -246,6 +246,6 @@ def _alive(owner: Mapping[str, Any] | None) -> bool:
 def _born(pid: int) -> str | None:
     """When a process began, in ticks since the machine's start; None where the system does not say."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,3 +160,12 @@ def test_a_circle_of_imports_ends(package: Path) -> None:
 def test_an_unknown_module_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"cmapkd\.nothing is no module"):
         subject.fingerprint("cmapkd.nothing")
+
+
+def test_the_locale_does_not_change_it(tmp_path: Path) -> None:
+    """Python reads files in the encoding of the locale unless it is named; sources are UTF-8."""
+    program = "import sys; from cmapkd.fingerprint import training_code; sys.stdout.write(training_code('cmapkd'))"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(subject.PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=ascii_only, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == subject.training_code("cmapkd")

@@ -243,7 +243,7 @@ def _receive(file: PublicFile, part: Path, until: float) -> None:
     headers = {"User-Agent": "cmapkd", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if tag := _tag(part).read_text() if _tag(part).is_file() else "":
+        if tag := _tag(part).read_text(encoding="utf-8") if _tag(part).is_file() else "":
             headers["If-Range"] = tag
     try:
         opener = urllib.request.build_opener(_SameKind, _Connections)
