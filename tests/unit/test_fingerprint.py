@@ -162,10 +162,14 @@ def test_an_unknown_module_is_an_error() -> None:
         subject.fingerprint("cmapkd.nothing")
 
 
-def test_the_locale_does_not_change_it(tmp_path: Path) -> None:
+def test_the_locale_does_not_change_it(package: Path) -> None:
     """Python reads files in the encoding of the locale unless it is named; sources are UTF-8."""
-    program = "import sys; from cmapkd.fingerprint import training_code; sys.stdout.write(training_code('cmapkd'))"
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(subject.PACKAGE.parent)}
-    done = subprocess.run([sys.executable, "-c", program], env=ascii_only, cwd=tmp_path, capture_output=True, text=True)
+    (package / "made.py").write_bytes('NAME = "Größe"\n'.encode())
+    program = (
+        "import pathlib, sys; from cmapkd import fingerprint as f; f.PACKAGE = pathlib.Path(sys.argv[1]); "
+        "sys.stdout.write(f.fingerprint('cmapkd.made'))"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(package.parent)}
+    done = subprocess.run([sys.executable, "-c", program, str(package)], env=ascii_only, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == subject.training_code("cmapkd")
+    assert done.stdout == subject.fingerprint("cmapkd.made")
