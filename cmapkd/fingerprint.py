@@ -35,7 +35,13 @@ NEUTRAL = (
 
 
 def fingerprint(*modules: str, length: int = 16) -> str:
-    """Hex digest of the code of ``modules`` (dotted names within this package) and of all they import from it."""
+    """Hex digest of the code of ``modules`` (dotted names within this package) and of all they import from it.
+
+    The modules that are named count even if they are neutral to others.
+
+    Raises:
+        ValueError: a name that is no module of this package, or a relative import in one of them.
+    """
     hasher = hashlib.sha256()
     for module in sorted(_closure(modules)):
         hasher.update(f"{module}\0{_syntax(module)}\0".encode())
@@ -65,11 +71,16 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module in found or module.startswith(NEUTRAL):
+        if module in found or (module not in modules and _is_neutral(module)):
             continue
         found.add(module)
         waiting.extend(_imports(module))
     return found
+
+
+def _is_neutral(module: str) -> bool:
+    """Whether a module is one of `NEUTRAL`, or lies in it. A name that only begins like one of them (``planning``) is not."""
+    return any(module == name or module.startswith(f"{name}.") for name in NEUTRAL)
 
 
 def _file(module: str) -> Path | None:
@@ -107,7 +118,9 @@ def _imported(source: str) -> frozenset[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or not node.module:
+                raise ValueError(f"line {node.lineno}: a relative import, which no digest of code follows; write it in full")
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return frozenset(found)

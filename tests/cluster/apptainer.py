@@ -22,8 +22,8 @@ from pathlib import Path
 from cmapkd.image import apt_mirror
 
 if __package__:
-    from .old_libc import relink
-    from .slurm import Unavailable
+    from tests.cluster.old_libc import relink
+    from tests.cluster.slurm import Unavailable
 else:  # started as a program
     sys.path.insert(0, str(Path(__file__).parent))
     from old_libc import relink  # isort: skip

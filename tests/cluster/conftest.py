@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from ..pipeline.conftest import ELSEWHERE, REPOSITORY, Checkout, copy_repository
-from . import apptainer
-from .slurm import Cluster, Unavailable
+from tests.cluster import apptainer
+from tests.cluster.slurm import Cluster, Unavailable
+from tests.pipeline.conftest import ELSEWHERE, REPOSITORY, Checkout, copy_repository
 
 SUBMITTING = [
     "--profile", "slurm", "--workflow-profile", "workflow/profiles/slurm-bare", "--configfile", "config/smoke.yaml",

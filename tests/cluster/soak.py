@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..pipeline.conftest import copy_repository
-from ..pipeline.soak import REPOSITORY, Soak, _steps
-from .slurm import Cluster
+from tests.cluster.slurm import Cluster
+from tests.pipeline.conftest import copy_repository
+from tests.pipeline.soak import REPOSITORY, Soak, _steps
 
 # Not more than this lab has, asked often, and in the partition whose jobs are preempted.
 LAB = [

@@ -13,10 +13,9 @@ import pytest
 
 from cmapkd.files import sha256_of
 from cmapkd.image import check, labels_of
-
-from ..pipeline.conftest import REPOSITORY
-from .conftest import LAB, SMALL, THREADS, Run
-from .old_libc import relink
+from tests.cluster.conftest import LAB, SMALL, THREADS, Run
+from tests.cluster.old_libc import relink
+from tests.pipeline.conftest import REPOSITORY
 
 pytestmark = pytest.mark.cluster
 

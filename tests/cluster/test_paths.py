@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from cmapkd.config import load_experiment
-
-from ..pipeline.conftest import REPOSITORY, Checkout, copy_repository
-from ..pipeline.paper_fixtures import data
-from . import apptainer
-from .slurm import Unavailable
+from tests.cluster import apptainer
+from tests.cluster.slurm import Unavailable
+from tests.pipeline.conftest import REPOSITORY, Checkout, copy_repository
+from tests.pipeline.paper_fixtures import data
 
 pytestmark = pytest.mark.cluster
 FOLDERS = ("usr", "etc", "dev", "proc", "sys", "tmp", "var/tmp", "root", "home", "opt", "mnt", "run")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ..pipeline.conftest import Checkout
-from .conftest import SUBMITTING, sbatch_lines
+from tests.cluster.conftest import SUBMITTING, sbatch_lines
+from tests.pipeline.conftest import Checkout
 
 pytestmark = pytest.mark.cluster
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from ..pipeline.conftest import REPOSITORY, Checkout
-from .conftest import SUBMITTING, sbatch_lines
-from .slurm import Cluster
+from tests.cluster.conftest import SUBMITTING, sbatch_lines
+from tests.cluster.slurm import Cluster
+from tests.pipeline.conftest import REPOSITORY, Checkout
 
 pytestmark = pytest.mark.cluster
 

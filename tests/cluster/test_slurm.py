@@ -14,10 +14,9 @@ import yaml
 from cmapkd.config import load_experiment
 from cmapkd.launch import node_names
 from cmapkd.plan import make_plan
-
-from ..pipeline.conftest import FINISHED, Checkout
-from .conftest import LAB, SMALL, THREADS, Run
-from .slurm import Cluster
+from tests.cluster.conftest import LAB, SMALL, THREADS, Run
+from tests.cluster.slurm import Cluster
+from tests.pipeline.conftest import FINISHED, Checkout
 
 pytestmark = pytest.mark.cluster
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from .slurm import Cluster
-from .soak import slurm_soak
+from tests.cluster.slurm import Cluster
+from tests.cluster.soak import slurm_soak
 
 pytestmark = pytest.mark.cluster
 

@@ -22,10 +22,9 @@ import yaml
 from cmapkd.config import load_experiment
 from cmapkd.plan import make_plan
 from cmapkd.slurm import waiting
-
-from ..pipeline.conftest import REPOSITORY, Checkout
-from .conftest import SUBMITTING, THREADS, Run
-from .slurm import Cluster
+from tests.cluster.conftest import SUBMITTING, THREADS, Run
+from tests.cluster.slurm import Cluster
+from tests.pipeline.conftest import REPOSITORY, Checkout
 
 pytestmark = pytest.mark.cluster
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cmapkd.config.schedules import DEFAULT_SCHEDULES
-
-from ..unit import public_fixtures as make
+from tests.unit import public_fixtures as make
 
 TEST = range(101, 125)  # pictures that only evaluation holds
 LEFT_OUT = (

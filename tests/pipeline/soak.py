@@ -242,8 +242,8 @@ def _children(parent: int) -> list[int]:
 
 def on_slurm(count: int, seed: int, steps: int) -> None:
     """The same with the workflow's job on a SLURM of our own."""
-    from ..cluster.slurm import Cluster
-    from ..cluster.soak import slurm_soak
+    from tests.cluster.slurm import Cluster
+    from tests.cluster.soak import slurm_soak
 
     with tempfile.TemporaryDirectory(prefix="cmapkd-soak-") as folder:
         cluster = Cluster(Path(folder) / "slurm")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import REPOSITORY, Checkout, copy_repository
+from tests.pipeline.conftest import REPOSITORY, Checkout, copy_repository
 
 SMOKE = (REPOSITORY / "config" / "smoke.yaml").read_text()
 TWICE = SMOKE.replace("  Scratch: {method: scratch}", "  Scratch: {method: scratch}\n  Scratch: {method: kd}")

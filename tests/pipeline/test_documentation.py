@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from .browser import Browser, find_browser
-from .conftest import REPOSITORY
+from tests.pipeline.browser import Browser, find_browser
+from tests.pipeline.conftest import REPOSITORY
 
 PAGES = ("index", "tutorial", "trust", "troubleshooting", "methods/index", "methods/cmapkd", "data/index", "cluster")
 PAGES += ("results/mini/index", "results/mini/runs", "configuration", "commands", "contributing", "reference/cmapkd.objectives")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import REPOSITORY, Checkout
+from tests.pipeline.conftest import REPOSITORY, Checkout
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
 from page_examples import PAGES, Example, examples, takes_experiment, written

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 from cmapkd.files import sha256_of
-
-from .conftest import Checkout
+from tests.pipeline.conftest import Checkout
 
 
 def test_interrupted_and_run_again(finished: Checkout, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
-from .conftest import Checkout, copy_repository
-from .paper_fixtures import data, derived, short
+from tests.pipeline.conftest import Checkout, copy_repository
+from tests.pipeline.paper_fixtures import data, derived, short
 
 LOCAL = ["--profile", "workflow/profiles/local", "--cores", "2", "--configfile"]
 # Jobs of config/paper.yaml by rule; 49 are 16 runs of three seeds and the teacher.

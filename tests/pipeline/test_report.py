@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .browser import Browser, find_browser
-from .conftest import Checkout
+from tests.pipeline.browser import Browser, find_browser
+from tests.pipeline.conftest import Checkout
 
 PAGE = "data:text/html"  # how the report addresses the pages in it
 PDFS = ("paper", "manuscript")  # where LaTeX is

@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable
 
 from cmapkd.files import slug
-
-from .conftest import Checkout
+from tests.pipeline.conftest import Checkout
 
 Edit = Callable[[str, str, str], None]
 PAPER = {"Document and macros", "Typesetting the paper", "Typesetting the manuscript"}

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from cmapkd.files import sha256_of
-
-from .conftest import Checkout, copy_repository
+from tests.pipeline.conftest import Checkout, copy_repository
 
 
 def test_every_number_has_parents_that_are_what_they_were(finished: Checkout) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import CANARY, Checkout, copy_repository
+from tests.pipeline.conftest import CANARY, Checkout, copy_repository
 
 ODD = 'it\'s; touch evil & $(touch evil) `touch evil` "q" > evil'
 

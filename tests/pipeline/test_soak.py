@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .soak import soak
+from tests.pipeline.soak import soak
 
 
 def test_a_training_disturbed_at_random_moments_ends_as_one_left_alone(tmp_path: Path) -> None:

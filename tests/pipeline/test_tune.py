@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from cmapkd.config import load_experiment
-
-from .conftest import Checkout
+from tests.pipeline.conftest import Checkout
 
 
 @pytest.fixture

@@ -157,6 +157,35 @@ def test_a_circle_of_imports_ends(package: Path) -> None:
     assert len(subject.fingerprint("cmapkd.ring_a")) == 16
 
 
+@pytest.mark.parametrize("name", ["planning", "clip", "configs", "errors_of_methods", "training/logs_of_steps", "plan_b/deep"])
+def test_a_name_that_begins_like_a_neutral_one_is_not_neutral(package: Path, name: str) -> None:
+    path = package / f"{name}.py"
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "__init__.py").touch()
+    path.write_text("WEIGHT = 1.0\n")
+    module = f"cmapkd.{name.replace('/', '.')}"
+    edit(package / "objectives" / "kd.py", append(f"from {module} import WEIGHT"))
+    before = code()
+    edit(path, lambda text: "WEIGHT = 2.0\n")
+    assert changed(before) == {"kd"}
+
+
+def test_a_neutral_module_counts_where_it_is_the_one_that_is_asked_for(package: Path) -> None:
+    before = subject.fingerprint("cmapkd.errors")
+    edit(package / "errors.py", append("EDITED = 1"))
+    assert subject.fingerprint("cmapkd.errors") != before
+
+
+@pytest.mark.parametrize(
+    "statement", ["from .leaf import X", "from . import leaf", "def f():\n    from ..cmapkd.leaf import X"]
+)
+def test_a_relative_import_is_refused(package: Path, statement: str) -> None:
+    (package / "leaf.py").write_text("X = 1\n")
+    edit(package / "objectives" / "kd.py", append(statement))
+    with pytest.raises(ValueError, match="a relative import, which no digest of code follows"):
+        subject.training_code("kd")
+
+
 def test_an_unknown_module_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"cmapkd\.nothing is no module"):
         subject.fingerprint("cmapkd.nothing")
